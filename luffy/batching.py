@@ -1,0 +1,126 @@
+"""Packs sequences of unequal length into rows without padding between them.
+
+Several sequences stand one after another in a row and their position ids restart at zero, which is how
+transformers tells them apart (only with `attention_mask=None` and `use_cache=False`; otherwise they silently see
+each other). The loss lives on *tokens*: the completions of a mini-batch, concatenated in the order in which the
+sequences were given, form one flat axis (N,), and each micro-batch knows which of those tokens it computes. So
+advantages, masks and log-probs are flat (N,) tensors and nothing depends on how the rows were filled.
+
+On a CPU the attention of a row costs its length squared, so short rows are fastest; on a GPU long ones are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A prompt and one completion of it (rollout or demonstration), as token ids."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """R packed rows of L tokens, with M completion tokens among them.
+
+    input_ids, position_ids: (R, L) int64.
+    predictors: (M,) int64, index into the R*L flattened positions whose hidden state predicts a completion token.
+    targets: (M,) int64, those completion tokens.
+    token_index: (M,) int64, where each of them stands on the mini-batch's flat token axis.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predictors: Tensor
+    targets: Tensor
+    token_index: Tensor
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def fill_rows(lengths: SequenceOf[int], capacity: int) -> list[list[int]]:
+    """First-fit decreasing: indices of `lengths` grouped into rows whose sums do not exceed `capacity`.
+
+    Raises ValueError if a single length exceeds the capacity.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[index] > capacity:
+            raise ValueError(f"sequence {index} has {lengths[index]} tokens, a row holds {capacity}")
+        row = next((r for r, room in enumerate(free) if room >= lengths[index]), None)
+        if row is None:
+            rows.append([])
+            free.append(capacity)
+            row = len(rows) - 1
+        rows[row].append(index)
+        free[row] -= lengths[index]
+    return rows
+
+
+def pack(
+    sequences: SequenceOf[TokenSequence], *, row_tokens: int, micro_batch_tokens: int, pad_id: int = 0
+) -> list[MicroBatch]:
+    """Packs sequences into micro-batches of at most `micro_batch_tokens` tokens (one row at least).
+
+    A row holds `row_tokens` tokens, or the longest sequence if that is longer. The end of a row that no sequence
+    fills is padding, which is a sequence of its own and carries no loss. Raises ValueError on an empty prompt,
+    which would leave the first completion token without a predictor.
+    """
+    if not sequences:
+        return []
+    lengths = [len(sequence) for sequence in sequences]
+    if any(not sequence.prompt_ids for sequence in sequences):
+        raise ValueError("a sequence has an empty prompt: its first completion token has no predictor")
+    starts = [0]
+    for sequence in sequences:
+        starts.append(starts[-1] + len(sequence.completion_ids))
+    rows = fill_rows(lengths, max(row_tokens, max(lengths)))
+    rows.sort(key=lambda row: -sum(lengths[i] for i in row))
+    batches: list[list[list[int]]] = []
+    width = 0
+    for row in rows:
+        if not batches or width * (len(batches[-1]) + 1) > micro_batch_tokens:
+            batches.append([])
+            width = sum(lengths[i] for i in row)
+        batches[-1].append(row)
+    return [_micro_batch(sequences, batch, starts, pad_id) for batch in batches]
+
+
+def _micro_batch(
+    sequences: SequenceOf[TokenSequence], rows: list[list[int]], starts: list[int], pad_id: int
+) -> MicroBatch:
+    width = sum(len(sequences[i]) for i in rows[0])
+    input_ids, position_ids, predictors, targets, token_index = [], [], [], [], []
+    for r, row in enumerate(rows):
+        ids: list[int] = []
+        positions: list[int] = []
+        for i in row:
+            prompt, completion = sequences[i].prompt_ids, sequences[i].completion_ids
+            first = r * width + len(ids) + len(prompt) - 1
+            predictors.extend(range(first, first + len(completion)))
+            targets.extend(completion)
+            token_index.extend(range(starts[i], starts[i] + len(completion)))
+            ids += prompt + completion
+            positions += range(len(prompt) + len(completion))
+        padding = width - len(ids)
+        input_ids.append(ids + [pad_id] * padding)
+        position_ids.append(positions + list(range(padding)))
+    return MicroBatch(
+        torch.tensor(input_ids),
+        torch.tensor(position_ids),
+        torch.tensor(predictors, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
+        torch.tensor(token_index, dtype=torch.long),
+    )

@@ -1,0 +1,316 @@
+"""The configuration of a run: one flat dataclass, every field a flag of `luffy train` and a key of a config file.
+
+Defaults are the tiny tier: the embedded world and its base model, on a CPU. A value comes from, in rising priority:
+these defaults, the method (methods.py), a config file, the command line or keyword arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import shaping
+
+TINY = "tiny"
+TINYWORLD = "tinyworld"
+
+
+class ConfigError(ValueError):
+    """A configuration with an unknown, ill-typed or impossible value; the message names the field."""
+
+
+@dataclass(frozen=True)
+class Config:
+    method: str = "luffy"
+    """Name of the method (methods.py) whose values this configuration started from."""
+    seed: int = 0
+    """Seed of everything random in the run; the base model has its own."""
+    steps: int = 150
+    """Training steps, each one rollout batch."""
+
+    model: str = TINY
+    """Base model: "tiny" (the embedded one), a Hugging Face folder, or a hub name."""
+    dataset: str = TINYWORLD
+    """Training problems: "tinyworld", a .parquet/.json/.jsonl file, or a hub name."""
+    dataset_split: str = "train"
+    """Split of the data set; of the tiny world, "train" or "complement"."""
+    complement: str = TINYWORLD
+    """Where the second stage of sft_rl takes its problems, which the first has not seen."""
+    complement_split: str = "complement"
+    """Split of the complement."""
+    num_problems: int = 1000
+    """Training problems taken from the data set, 0 for all of them."""
+    difficulties: tuple[int, ...] = (3, 4, 5, 6)
+    """Tiny world only: difficulties of the training problems."""
+    eval_datasets: tuple[str, ...] = (TINYWORLD,)
+    """Evaluation problems: "tinyworld" for all its families, or files and hub names."""
+    ood_sources: tuple[str, ...] = ("words", "flip", "prefix", "long", "arc_c", "gpqa", "mmlu_pro")
+    """Sources of evaluation problems that count as out of distribution."""
+    template: str = "chat"
+    """Prompt template: "chat" (the tokenizer's) or "paper" (App. C.2)."""
+    max_prompt_length: int = 64
+    """Longest prompt in tokens; longer ones are left out."""
+    max_completion_length: int = 96
+    """Window of a completion in tokens, rollout or demonstration."""
+    long_traces: str = "cut"
+    """A trace longer than the window is "cut" to it, without EOS, or left out ("drop")."""
+
+    rollout_batch_size: int = 16
+    """Problems per step."""
+    mini_batch_size: int = 8
+    """Problems per optimiser step; divides rollout_batch_size."""
+    num_generations: int = 8
+    """Rows of a group, demonstrations included."""
+    num_off_policy: int = 1
+    """Demonstrations in a group; all of it means supervised fine-tuning."""
+    temperature: float = 1.0
+    """Sampling temperature in training."""
+
+    baseline: str = "union"
+    """Rows whose mean reward is the baseline: "union" (Eq. 4) or "on_policy"."""
+    scale_rewards: str = "none"
+    """Advantages: "none" (Dr. GRPO) or "group" (divided by the group's standard deviation)."""
+    off_policy_loss: bool = True
+    """Whether demonstrations take part in the policy loss."""
+    off_shaping: str = "regularized"
+    """Shaping of off-policy ratios: none, regularized, log, prob_plus_log, sqrt, power."""
+    on_shaping: str = "none"
+    """Shaping of both probabilities in the on-policy ratio; log and prob_plus_log do not apply."""
+    gamma: float = 0.1
+    """Parameter of the regularized shaping."""
+    shaping_weight: float = 0.1
+    """Parameter of the log and prob_plus_log shapings."""
+    shaping_exponent: float = 0.5
+    """Parameter of the power shaping."""
+    epsilon: float | None = None
+    """Clip of the on-policy ratio at 1 - epsilon and 1 + epsilon; None: no clip."""
+    epsilon_high: float | None = None
+    """Upper clip range where it differs from epsilon."""
+    off_ratio_min: float | None = None
+    """Lower bound of the shaped off-policy ratio."""
+    off_ratio_max: float | None = None
+    """Upper bound of the shaped off-policy ratio."""
+    sft_loss_coef: float = 0.0
+    """Weight of the token-mean negative log-likelihood of the demonstrations."""
+    entropy_coef: float = 1e-4
+    """Weight of the token-mean entropy bonus (docs/methods.md converts the reference's values)."""
+    beta: float = 0.0
+    """Weight of the token-mean KL divergence to the base model."""
+    recompute_old_logp: bool = False
+    """Take old log-probs from a forward pass rather than from the sampler; needed where the two differ in precision."""
+
+    learning_rate: float = 3e-4
+    """Peak learning rate of reinforcement learning (AdamW)."""
+    sft_learning_rate: float = 5e-4
+    """Peak learning rate of a supervised stage."""
+    lr_schedule: str = "constant"
+    """After the warm-up: "constant", or "linear" decay to zero at the last step."""
+    warmup_steps: int = 5
+    """Optimiser steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    adam_beta2: float = 0.999
+    """AdamW's second-moment decay; the first is 0.9."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping by global norm."""
+
+    reward: str = "math_verify"
+    """"math_verify", or "module:function" with reward(prompts, completions, **columns) -> list[float]."""
+    think_format: bool = False
+    """Whether an answer without a closed think block gets no reward (the paper's rule)."""
+    verifier_workers: int = 1
+    """Processes that check answers."""
+    verifier_timeout: float = 5.0
+    """Seconds a check may take."""
+
+    device: str = "auto"
+    """"cpu", "cuda", or "auto": a GPU if there is one."""
+    precision: str = "float32"
+    """"float32", or "bfloat16" autocast over float32 weights."""
+    attention: str = "sdpa"
+    """Attention implementation of transformers, e.g. sdpa, eager, flash_attention_2."""
+    row_tokens: int = 128
+    """Length of a packed row: short on a CPU, long on a GPU."""
+    micro_batch_tokens: int = 8192
+    """Tokens per forward and backward pass; changes memory and speed, not the gradient."""
+    logits_chunk_size: int = 4096
+    """Tokens whose logits exist at once."""
+    gradient_checkpointing: bool = False
+    """Recompute the trunk's activations in backward."""
+    sampler_rows: int = 512
+    """Completions sampled at once."""
+    num_threads: int = 1
+    """CPU threads of torch; other values may change the last bits."""
+
+    eval_steps: int = 25
+    """Steps between validations, 0 for none."""
+    eval_problems: int = 60
+    """Problems per family in a validation."""
+    final_eval_problems: int = 500
+    """Problems per family in the evaluation after the last step, 0 for none."""
+    final_eval_samples: int = 4
+    """Completions per problem in the final evaluation: avg@k and pass@k."""
+    eval_temperature: float = 0.6
+    """Sampling temperature of evaluations, 0 for greedy."""
+    save_steps: int = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the newest ones; the last one always is."""
+    sample_steps: int = 25
+    """Steps between written samples, 0 for none."""
+    report_to: str = "none"
+    """Besides the run directory: "none", "tensorboard", "wandb" or "trackio"."""
+
+    def __post_init__(self) -> None:
+        for field, kind in FIELD_TYPES.items():
+            object.__setattr__(self, field, _checked(field, getattr(self, field), kind))
+        check_values(self)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether groups hold demonstrations only, so that nothing is sampled."""
+        return self.num_generations == self.num_off_policy
+
+    @property
+    def peak_learning_rate(self) -> float:
+        return self.sft_learning_rate if self.supervised else self.learning_rate
+
+    @property
+    def clip(self) -> tuple[float, float] | None:
+        if self.epsilon is None:
+            return None
+        return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    def shaping(self, name: str) -> shaping.Shaping:
+        """The shaping of that name with this configuration's parameter for it."""
+        parameters = {
+            "regularized": {"gamma": self.gamma},
+            "log": {"weight": self.shaping_weight},
+            "prob_plus_log": {"weight": self.shaping_weight},
+            "power": {"exponent": self.shaping_exponent},
+        }
+        return shaping.get(name, **parameters.get(name, {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def replace(self, **values: Any) -> Config:
+        """A copy with other values, checked like any. Raises ConfigError for an unknown field."""
+        return from_dict({**self.to_dict(), **values})
+
+
+FIELD_TYPES: dict[str, Any] = typing.get_type_hints(Config)
+
+CHOICES = {
+    "template": ("chat", "paper"),
+    "long_traces": ("cut", "drop"),
+    "baseline": ("union", "on_policy"),
+    "scale_rewards": ("none", "group"),
+    "off_shaping": tuple(shaping.SHAPINGS),
+    "on_shaping": ("none", "regularized", "sqrt", "power"),
+    "lr_schedule": ("constant", "linear"),
+    "precision": ("float32", "bfloat16"),
+    "report_to": ("none", "tensorboard", "wandb", "trackio"),
+}
+POSITIVE = (
+    "steps max_prompt_length max_completion_length rollout_batch_size mini_batch_size num_generations temperature gamma "
+    "shaping_exponent learning_rate sft_learning_rate max_grad_norm verifier_workers verifier_timeout row_tokens "
+    "micro_batch_tokens logits_chunk_size sampler_rows num_threads save_steps keep_checkpoints final_eval_samples "
+    "eval_problems"
+).split()
+NOT_NEGATIVE = (
+    "seed num_problems num_off_policy epsilon epsilon_high sft_loss_coef entropy_coef beta warmup_steps weight_decay "
+    "eval_steps final_eval_problems eval_temperature sample_steps shaping_weight"
+).split()
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """The value in the field's type. Numbers may be written as text or as another kind of number, if nothing is lost."""
+    if isinstance(kind, types.UnionType):
+        if value is None:
+            return None
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{name} must be a list, not {value!r}")
+        return tuple(_checked(name, item, typing.get_args(kind)[0]) for item in value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            converted = kind(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+        else:
+            if isinstance(value, str) or converted == value:
+                return converted
+    raise ConfigError(f"{name} must be {kind.__name__}, not {value!r}")
+
+
+def check_values(config: Config) -> None:
+    """Raises ConfigError if a value, or a combination of values, is impossible."""
+    for name, choices in CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ConfigError(f"{name} is one of {', '.join(choices)}, not {getattr(config, name)!r}")
+    for name, kind in FIELD_TYPES.items():
+        value = getattr(config, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be finite, not {value}")
+        if name in POSITIVE and not value > 0:
+            raise ConfigError(f"{name} must be positive, not {value}")
+        if name in NOT_NEGATIVE and value is not None and not value >= 0:
+            raise ConfigError(f"{name} must not be negative, not {value}")
+    if config.num_off_policy > config.num_generations:
+        raise ConfigError(
+            f"num_off_policy {config.num_off_policy} exceeds num_generations {config.num_generations}: "
+            "demonstrations are part of the group"
+        )
+    if config.rollout_batch_size % config.mini_batch_size:
+        raise ConfigError(
+            f"mini_batch_size {config.mini_batch_size} does not divide rollout_batch_size {config.rollout_batch_size}"
+        )
+    if config.supervised and config.sft_loss_coef == 0:
+        raise ConfigError("a group of demonstrations only (num_off_policy = num_generations) needs sft_loss_coef > 0")
+    if config.epsilon is None and config.epsilon_high is not None:
+        raise ConfigError("epsilon_high without epsilon: give both, or neither for no clip")
+    if config.epsilon is not None and config.epsilon >= 1:
+        raise ConfigError(f"epsilon must be below 1, not {config.epsilon}")
+    low, high = config.off_ratio_min, config.off_ratio_max
+    if low is not None and high is not None and low > high:
+        raise ConfigError(f"off_ratio_min {low} exceeds off_ratio_max {high}")
+    if config.reward != "math_verify" and ":" not in config.reward:
+        raise ConfigError(f'reward is "math_verify" or "module:function", not {config.reward!r}')
+    if not config.difficulties or not config.eval_datasets:
+        raise ConfigError("difficulties and eval_datasets must not be empty")
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """A configuration from a mapping. Raises ConfigError for a field that does not exist."""
+    unknown = [name for name in values if name not in FIELD_TYPES]
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], FIELD_TYPES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"no field {', '.join(map(repr, unknown))} in the configuration{hint}")
+    return Config(**values)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The values in a YAML or JSON file. Raises ConfigError if it cannot be read or is not a mapping."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the configuration {path} is not a mapping of fields to values")
+    return values

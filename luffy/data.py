@@ -1,0 +1,161 @@
+"""Problems: what the policy is asked, what counts as right, and what a stronger model wrote about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Message = dict[str, str]
+
+# The system prompt of the paper (App. C.2) as it stands in the reference's data files.
+PAPER_SYSTEM_PROMPT = (
+    "Your task is to follow a systematic, thorough reasoning process before providing the final solution. "
+    "This involves analyzing, summarizing, exploring, reassessing, and refining your thought process through "
+    "multiple iterations. Structure your response into two sections: Thought and Solution. In the Thought section, "
+    'present your reasoning using the format: "<think>\n {thoughts} </think>\n". Each thought should include detailed '
+    'analysis, brainstorming, verification, and refinement of ideas. After "</think>\n," in the Solution section, '
+    "provide the final, logical, and accurate answer, clearly derived from the exploration in the Thought section. "
+    "If applicable, include the answer in \\boxed{} for closed-form results like multiple choices or mathematical "
+    "solutions."
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One training or evaluation problem.
+
+    prompt: chat messages; answer: ground truth, in the notation the reward function reads;
+    traces: full texts by a stronger model, possibly none; source: name of the data set or family;
+    columns: whatever else the row had, passed on to a custom reward function.
+    """
+
+    prompt: tuple[Message, ...]
+    answer: str
+    traces: tuple[str, ...] = ()
+    source: str = ""
+    columns: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+class RowError(ValueError):
+    """A row of a data set that cannot become a Problem; the message says why."""
+
+
+def paper_prompt(question: str, system: str = PAPER_SYSTEM_PROMPT) -> str:
+    """The paper's plain-text template for Qwen models (App. C.2). It ends inside an open think block."""
+    return f"{system}\nUser: This is the problem:\n{question}\nAssistant: <think>\n"
+
+
+def render_prompt(problem: Problem, tokenizer: Any, template: str = "chat") -> str:
+    """The text the policy continues: by the tokenizer's chat template ("chat") or by the paper's ("paper").
+
+    The paper's template writes its own system text and therefore drops a system message, as the reference does.
+    """
+    if template == "paper":
+        return paper_prompt(problem.prompt[-1]["content"])
+    return tokenizer.apply_chat_template(list(problem.prompt), tokenize=False, add_generation_prompt=True)
+
+
+def problem_from_row(row: dict[str, Any]) -> Problem:
+    """Reads a row in the reference's schema (prompt, target, reward_model) or in the plain one (problem, answer).
+
+    Raises RowError if the question, the answer or a trace is missing or of the wrong kind.
+    """
+    if "reward_model" in row:
+        prompt = _messages(row.get("prompt"), "prompt")
+        answer = (row["reward_model"] or {}).get("ground_truth")
+        targets = row.get("target")
+        traces = () if targets is None else tuple(m["content"] for m in _messages(targets, "target"))
+        used = {"reward_model", "prompt", "target", "data_source"}
+        source = str(row.get("data_source") or "")
+    else:
+        question = row.get("problem")
+        if not isinstance(question, str) or not question.strip():
+            raise RowError("no `problem` text (nor `reward_model`, the reference's schema)")
+        prompt = ({"role": "user", "content": question},)
+        answer = row.get("answer")
+        listed = row.get("traces")
+        traces = () if listed is None else tuple(listed) if not isinstance(listed, str) else (listed,)
+        used = {"problem", "answer", "traces", "source"}
+        source = str(row.get("source") or "")
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        answer = str(answer)
+    if not isinstance(answer, str) or not answer.strip():
+        raise RowError("no answer")
+    if any(not isinstance(trace, str) for trace in traces):
+        raise RowError("a trace is not a text")
+    columns = {key: value for key, value in row.items() if key not in used}
+    return Problem(prompt, answer, tuple(t for t in traces if t.strip()), source, columns)
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    if value is None or isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise RowError(f"`{name}` is not a list of messages")
+    messages = []
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise RowError(f"`{name}` holds something that is not a message with a text content")
+        messages.append({"role": str(message.get("role", "user")), "content": message["content"]})
+    if not messages:
+        raise RowError(f"`{name}` is empty")
+    return tuple(messages)
+
+
+def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Counter[str]]:
+    """Loads problems from a .parquet, .json or .jsonl file, or from a data set on the Hugging Face hub.
+
+    Returns the problems and a count of rows by what became of them ("kept", or the reason of the rejection). Each
+    rejected row is logged with its index. Raises ValueError if nothing is kept, FileNotFoundError for a file that
+    is not there.
+    """
+    problems: list[Problem] = []
+    counts: Counter[str] = Counter()
+    for index, row in enumerate(_rows(path, split)):
+        try:
+            problems.append(problem_from_row(row))
+            counts["kept"] += 1
+        except RowError as error:
+            counts[str(error)] += 1
+            log.warning("%s: row %d rejected: %s", path, index, error)
+    log.info("%s: %s", path, ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "no rows")
+    if not problems:
+        raise ValueError(f"{path}: no usable problem ({dict(counts)})")
+    return problems, counts
+
+
+def _rows(path: str, split: str) -> Iterable[dict[str, Any]]:
+    from datasets import Dataset, load_dataset
+
+    suffix = Path(path).suffix
+    if suffix not in {".parquet", ".json", ".jsonl"}:
+        yield from load_dataset(path, split=split)
+        return
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no data file {path}")
+    if suffix == ".parquet":
+        yield from Dataset.from_parquet(path)
+        return
+    # JSON rows are read one by one: a malformed one is a rejected row, not the end of the file.
+    text = Path(path).read_text(encoding="utf-8")
+    entries = json.loads(text) if suffix == ".json" else (line for line in text.splitlines() if line.strip())
+    for entry in entries:
+        try:
+            row = json.loads(entry) if isinstance(entry, str) else entry
+        except json.JSONDecodeError:
+            row = None
+        yield row if isinstance(row, dict) else {}
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """Hash of what the problems are (prompts, answers, traces), for a run's manifest."""
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(json.dumps([problem.prompt, problem.answer, problem.traces], sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""The optimiser behind the trainer: one process, plain torch, float32 weights (bfloat16 autocast if asked for)."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .config import Config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is NaN or infinite. The weights are still those from before the step."""
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def load_model(config: Config, path: str | Path | None = None) -> PreTrainedModel:
+    """The causal language model of the configuration, or of a checkpoint, in float32 on its device."""
+    from transformers import AutoModelForCausalLM
+
+    source = str(path or (TINY_MODEL if config.model == "tiny" else config.model))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=config.attention)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(pick_device(config.device))
+
+
+def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of the base model. Raises ValueError if it has no EOS."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(TINY_MODEL) if config.model == "tiny" else config.model)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {config.model} has no EOS token: a completion could not end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def learning_rate_factor(update: int, total: int, warmup: int, schedule: str) -> float:
+    """Factor on the peak learning rate at optimiser step `update` (from 0) of `total`."""
+    if update < warmup:
+        return (update + 1) / (warmup + 1)
+    if schedule == "linear":
+        return (total - update) / max(1, total - warmup)
+    return 1.0
+
+
+class TorchEngine:
+    """AdamW over one model in one process: backward accumulates, step clips and updates."""
+
+    def __init__(self, model: PreTrainedModel, config: Config, total_updates: int) -> None:
+        self.model = model
+        self.config = config
+        self.total_updates = total_updates
+        self.updates = 0
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.peak_learning_rate,
+            betas=(0.9, config.adam_beta2),
+            weight_decay=config.weight_decay,
+        )
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of forward passes."""
+        device = self.model.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of one micro-batch's share of the loss. Raises NonFiniteError."""
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss.item()}")
+        loss.backward()
+
+    def step(self) -> dict[str, float]:
+        """Clips, updates and clears the gradient. Returns grad_norm (before clipping) and lr. Raises NonFiniteError."""
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()
+        if not math.isfinite(grad_norm):
+            raise NonFiniteError(f"the gradient's norm is {grad_norm}")
+        factor = learning_rate_factor(
+            self.updates, self.total_updates, self.config.warmup_steps, self.config.lr_schedule
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.config.peak_learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.updates += 1
+        return {"grad_norm": grad_norm, "lr": factor * self.config.peak_learning_rate}
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes the model in Hugging Face layout with its tokenizer, and the optimiser's state."""
+        self.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
+
+    def load_optimizer(self, folder: Path) -> None:
+        """Restores what `save` wrote beside the model; the model itself is loaded with load_model."""
+        state = torch.load(folder / "optimizer.pt", map_location=self.model.device, weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]

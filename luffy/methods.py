@@ -1,0 +1,75 @@
+"""The nine methods of the paper as data: what each changes in the configuration, and in how many stages.
+
+Paper: Table 1 (On-Policy RL, SFT, RL w/ SFT Loss, SFT+RL, LUFFY) and Table 4 (the ablation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import config as configs
+from .config import Config, ConfigError
+
+CLIP = 0.2
+
+ON_POLICY: dict[str, Any] = dict(num_off_policy=0, off_shaping="none", epsilon=CLIP)
+SFT: dict[str, Any] = dict(
+    num_generations=1,
+    num_off_policy=1,
+    off_policy_loss=False,
+    sft_loss_coef=1.0,
+    entropy_coef=0.0,
+    lr_schedule="linear",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """label: as the paper's tables write it; values: the fields it sets; first_stage: fields of a stage before it."""
+
+    label: str
+    values: dict[str, Any]
+    first_stage: dict[str, Any] | None = None
+
+
+METHODS: dict[str, Method] = {
+    "on_policy": Method("On-Policy RL", ON_POLICY),
+    "on_policy_shaping": Method("On-Policy RL + Shaping", {**ON_POLICY, "on_shaping": "regularized"}),
+    "on_policy_no_clip": Method("On-Policy RL + No Clip", {**ON_POLICY, "epsilon": None}),
+    "mixed": Method("Mixed-Policy RL", dict(off_shaping="none", epsilon=CLIP)),
+    "mixed_shaping": Method("Mixed-Policy RL + Shaping", dict(epsilon=CLIP)),
+    "luffy": Method("LUFFY", {}),  # mixed, shaping, no clip: the defaults
+    "sft": Method("SFT", SFT),
+    "rl_sft_loss": Method("RL w/ SFT Loss", dict(off_policy_loss=False, sft_loss_coef=1.0, baseline="on_policy")),
+    "sft_rl": Method("SFT+RL", ON_POLICY, first_stage=SFT),
+}
+
+
+def get(name: str) -> Method:
+    if name not in METHODS:
+        raise ConfigError(f"no method {name!r}: there are {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def make_config(method: str = "luffy", **values: Any) -> Config:
+    """The configuration of a method, with `values` over it. Raises ConfigError for what does not exist or fit."""
+    return configs.from_dict({**get(method).values, **values, "method": method})
+
+
+def stages(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
+    """The stages of a run in order, each a configuration and its directory; the last one's is the run's own.
+
+    Only sft_rl has two: supervised fine-tuning of the base model in run_dir/first_stage (its learning rate is
+    sft_learning_rate), then on-policy RL from its checkpoint, on the complement: problems the first has not seen.
+    """
+    first = get(config.method).first_stage
+    if first is None:
+        return [(config, run_dir)]
+    before = run_dir / "first_stage"
+    first_config = config.replace(**first, method="sft", final_eval_problems=0)
+    last_config = config.replace(
+        model=str(before / "final"), dataset=config.complement, dataset_split=config.complement_split
+    )
+    return [(first_config, before), (last_config, run_dir)]

@@ -1,0 +1,178 @@
+"""Groups: for each problem some fresh rollouts and, in the mixed-policy methods, a few demonstrations.
+
+Off-policy rows are never generated. Which trace a problem contributes is drawn from (seed, step, problem) alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .batching import TokenSequence
+from .data import Problem, render_prompt
+from .sampling import Rollout, SamplingRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+THINK_START = "<think>\n"
+
+
+@dataclass
+class Completion:
+    """One row of a group: a rollout of the policy, or a demonstration (off_policy).
+
+    group, index: which group of the step and which place in it, demonstrations last.
+    sampler_logprobs: log-probs under the sampler, one per token; empty for a demonstration.
+    truncated: the window ended before the EOS. reward: set by the verifier.
+    """
+
+    problem_index: int
+    group: int
+    index: int
+    prompt_ids: list[int]
+    token_ids: list[int]
+    off_policy: bool
+    truncated: bool
+    sampler_logprobs: list[float] = field(default_factory=list)
+    text: str = ""
+    reward: float = 0.0
+
+    @property
+    def sequence(self) -> TokenSequence:
+        return TokenSequence(self.prompt_ids, self.token_ids)
+
+
+@dataclass(frozen=True)
+class TokenizedProblem:
+    """A problem as the trainer uses it: prompt tokens, and its usable traces as completion tokens with EOS."""
+
+    problem: Problem
+    prompt_text: str
+    prompt_ids: tuple[int, ...]
+    traces: tuple[tuple[int, ...], ...]
+
+
+def tokenize_trace(trace: str, prompt_text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A trace in the student's tokens, EOS appended. A leading `<think>\\n` that the prompt already ends with goes."""
+    if prompt_text.endswith(THINK_START) and trace.startswith(THINK_START):
+        trace = trace[len(THINK_START) :]
+    return [*tokenizer.encode(trace, add_special_tokens=False), tokenizer.eos_token_id]
+
+
+def tokenize_problems(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "chat",
+    max_prompt_length: int,
+    max_completion_length: int,
+    long_traces: str = "cut",
+) -> tuple[list[TokenizedProblem], Counter[str]]:
+    """Prepares problems for training and counts what did not fit.
+
+    A problem whose prompt is empty or longer than max_prompt_length tokens is left out. A trace longer than
+    max_completion_length is cut to it, without EOS (long_traces="cut", as the reference does), or left out ("drop").
+    Counts: "problems", "long_prompts", "empty_prompts", "traces", "cut_traces", "dropped_traces",
+    "without_trace". Raises ValueError if no problem is left.
+    """
+    if long_traces not in ("cut", "drop"):
+        raise ValueError(f"long_traces is 'cut' or 'drop', not {long_traces!r}")
+    counts: Counter[str] = Counter()
+    kept = []
+    for problem in problems:
+        text = render_prompt(problem, tokenizer, template)
+        prompt_ids = tokenizer.encode(text, add_special_tokens=False)
+        if not prompt_ids or len(prompt_ids) > max_prompt_length:
+            counts["long_prompts" if prompt_ids else "empty_prompts"] += 1
+            continue
+        traces = []
+        for trace in problem.traces:
+            ids = tokenize_trace(trace, text, tokenizer)
+            if len(ids) > max_completion_length:
+                counts[f"{'cut' if long_traces == 'cut' else 'dropped'}_traces"] += 1
+                if long_traces == "drop":
+                    continue
+                ids = ids[:max_completion_length]
+            traces.append(tuple(ids))
+        counts["problems"] += 1
+        counts["traces"] += len(traces)
+        counts["without_trace"] += not traces
+        kept.append(TokenizedProblem(problem, text, tuple(prompt_ids), tuple(traces)))
+    if not kept:
+        raise ValueError(f"no usable problem: {dict(counts)}")
+    return kept, counts
+
+
+def draw_problems(count: int, per_step: int, seed: int, step: int) -> list[int]:
+    """Which problems a step trains on: the order is a new permutation of all `count` problems every epoch."""
+    wanted = range(step * per_step, (step + 1) * per_step)
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(count) for epoch in {i // count for i in wanted}}
+    return [int(orders[i // count][i % count]) for i in wanted]
+
+
+def draw_traces(available: int, wanted: int, seed: int, step: int, problem_index: int) -> list[int]:
+    """Which of a problem's traces join its group: `wanted` different ones, or all if there are fewer."""
+    order = np.random.default_rng([seed, step, problem_index, 2**31]).permutation(available)
+    return [int(i) for i in order[:wanted]]
+
+
+def plan_groups(
+    problems: Sequence[TokenizedProblem],
+    indices: Sequence[int],
+    *,
+    num_generations: int,
+    num_off_policy: int,
+    eos_id: int,
+    seed: int,
+    step: int,
+) -> tuple[list[Completion], list[SamplingRequest], list[int]]:
+    """Decides a step's groups: which demonstrations join them and which rollouts are to be sampled.
+
+    Every group has num_generations rows; where a problem has fewer than num_off_policy traces, fresh rollouts take
+    their place. If the group is demonstrations only (num_generations == num_off_policy: supervised fine-tuning) a
+    problem without a trace contributes the traces it has.
+
+    Returns the demonstrations, the sampling requests and the group (0, 1, ...) of each request.
+    """
+    demonstrations: list[Completion] = []
+    requests: list[SamplingRequest] = []
+    groups: list[int] = []
+    for group, index in enumerate(indices):
+        problem = problems[index]
+        chosen = draw_traces(len(problem.traces), num_off_policy, seed, step, index)
+        fresh = 0 if num_generations == num_off_policy else num_generations - len(chosen)
+        for generation in range(fresh):
+            requests.append(SamplingRequest(problem.prompt_ids, index, generation))
+            groups.append(group)
+        for place, trace in enumerate((problem.traces[i] for i in chosen), start=fresh):
+            cut = trace[-1] != eos_id
+            ids = list(problem.prompt_ids), list(trace)
+            demonstrations.append(Completion(index, group, place, *ids, off_policy=True, truncated=cut))
+    return demonstrations, requests, groups
+
+
+def from_rollout(request: SamplingRequest, group: int, rollout: Rollout) -> Completion:
+    """The row that a finished rollout becomes."""
+    return Completion(
+        request.prompt_index,
+        group,
+        request.generation_index,
+        list(request.prompt_ids),
+        rollout.token_ids,
+        off_policy=False,
+        truncated=rollout.truncated,
+        sampler_logprobs=rollout.logprobs,
+    )
+
+
+def completion_text(token_ids: Sequence[int], tokenizer: Any) -> str:
+    """The completion as the verifier reads it: special tokens kept, as in the reference, but for a final EOS."""
+    ids = list(token_ids)
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return tokenizer.decode(ids, skip_special_tokens=False)

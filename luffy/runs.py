@@ -1,0 +1,240 @@
+"""The run directory: what a run writes, so that it can be read while it runs, resumed after any death, and redrawn.
+
+    config.json         every field, resolved; enough to start the run again
+    manifest.json       code and package versions, machine, seeds, data fingerprint
+    metrics.jsonl       one row a step, appended and flushed
+    samples/            step-NNNNNN.json: some prompts with all completions, rewards and advantages
+    checkpoints/        step-NNNNNN/: the model in Hugging Face layout, optimizer.pt, trainer.json, checkpoint.json
+    evaluation.json     the final evaluation; written last, its presence means the run is complete
+    final               link to the last checkpoint
+
+A checkpoint is written aside and renamed into place with a list of its files' hashes, so one that is there is whole,
+or is recognised as not being so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import config as configs
+from .config import Config
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "datasets", "math-verify", "numpy", "vllm", "deepspeed")
+
+
+class RunError(RuntimeError):
+    """A run directory that cannot be used as asked: taken, not a run, or of another configuration."""
+
+
+class RunDirectory:
+    """One run directory. Creating the object touches nothing on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    # --- what is there -------------------------------------------------------------------------------------------
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.path / "evaluation.json").is_file()
+
+    def config(self) -> Config:
+        """The run's configuration. Raises RunError if the directory does not hold a run."""
+        try:
+            return configs.from_dict(json.loads((self.path / "config.json").read_text()))
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is not a run directory: it has no config.json") from None
+        except json.JSONDecodeError as error:
+            raise RunError(f"{self.path}/config.json is damaged: {error}") from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, without a last one that is only half there."""
+        rows = []
+        try:
+            text = (self.path / "metrics.jsonl").read_text()
+        except FileNotFoundError:
+            return []
+        for line in text.splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def evaluation(self) -> dict[str, Any]:
+        """The final evaluation. Raises RunError if the run is not complete."""
+        if not self.is_complete:
+            raise RunError(f"{self.path} is not complete")
+        return json.loads((self.path / "evaluation.json").read_text())
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the directory for this process; the lock ends with it, however it ends. Raises RunError if taken."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"another process is training in {self.path}") from None
+            yield
+
+    def start(self, config: Config, manifest: dict[str, Any]) -> None:
+        """Writes the configuration and the manifest, or checks that the ones there are of the same configuration."""
+        if (self.path / "config.json").exists():
+            known = self.config()
+            if known != config:
+                changed = [name for name, value in config.to_dict().items() if getattr(known, name) != value]
+                raise RunError(f"{self.path} holds a run with another configuration (it differs in {', '.join(changed)})")
+            return
+        write_json(self.path / "manifest.json", manifest)
+        write_json(self.path / "config.json", config.to_dict())
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with open(self.path / "metrics.jsonl", "a") as handle:
+            handle.write(json.dumps(row) + "\n")
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drops the rows after a step, which are about to be computed again, and a half-written last one."""
+        rows = [row for row in self.metrics() if row["step"] <= step]
+        _replace(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        (self.path / "samples").mkdir(exist_ok=True)
+        write_json(self.path / "samples" / f"step-{step:06d}.json", samples)
+
+    def complete(self, evaluation: dict[str, Any]) -> None:
+        write_json(self.path / "evaluation.json", evaluation)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}"
+
+    def save_checkpoint(self, step: int, write: Callable[[Path, int], None], keep: int) -> None:
+        """Has `write` fill a folder aside, lists its files' hashes, renames it into place and drops old ones."""
+        final = self.checkpoint_path(step)
+        aside = final.with_name(f".writing-{final.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(aside, step)
+        files = {str(f.relative_to(aside)): _hash(f) for f in sorted(aside.rglob("*")) if f.is_file()}
+        write_json(aside / "checkpoint.json", {"step": step, "sha256": files})
+        for name in [*files, "checkpoint.json"]:
+            _sync(aside / name)
+        shutil.rmtree(final, ignore_errors=True)  # only there if it was found damaged
+        os.rename(aside, final)
+        _sync(final.parent)
+        for old in sorted(final.parent.glob("step-*"))[:-keep]:
+            shutil.rmtree(old)
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """The newest undamaged checkpoint, or None. A damaged one is logged and passed over."""
+        for path in sorted((self.path / "checkpoints").glob("step-*"), reverse=True):
+            problem = damage(path)
+            if problem is None:
+                return int(path.name.removeprefix("step-")), path
+            log.warning("checkpoint %s is damaged (%s); the one before it is used", path, problem)
+        return None
+
+    def link_final(self, step: int) -> None:
+        """Points `final` at the step's checkpoint."""
+        aside = self.path / ".final"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(self.checkpoint_path(step).relative_to(self.path))
+        os.replace(aside, self.path / "final")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None if every file is there with the hash it was written with."""
+    try:
+        files = json.loads((checkpoint / "checkpoint.json").read_text())["sha256"]
+        for name, digest in files.items():
+            if _hash(checkpoint / name) != digest:
+                return f"{name} has changed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is whole at every moment."""
+    _replace(path, json.dumps(value, indent=1))
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    _sync(aside)
+    os.replace(aside, path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def make_manifest(config: Config, **facts: Any) -> dict[str, Any]:
+    """What a reader of a result needs to know of how it came about."""
+    from importlib import metadata
+
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "luffy": _code_version(),
+        "python": sys.version.split()[0],
+        "packages": versions,
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "seed": config.seed,
+        **facts,
+    }
+
+
+def _code_version() -> str:
+    from . import __version__
+
+    source = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", source, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return __version__
+    return f"{__version__}+{commit}"

@@ -1,0 +1,188 @@
+"""Generation: the Sampler protocol, and a sampler that drives a transformers model with its own key-value cache.
+
+A row's random numbers come from (seed, step, prompt index, generation index) alone, whatever else is in the batch and
+in whatever order rows are computed. Off-policy rows never come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """One completion to be sampled. The two indices name it for the random numbers, nothing else."""
+
+    prompt_ids: tuple[int, ...]
+    prompt_index: int
+    generation_index: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A sampled completion: its tokens (the EOS included, if it came), and their log-probs under the sampler.
+
+    The log-probs are those of the distribution that was sampled from, i.e. after the temperature.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    truncated: bool
+
+
+class Sampler(Protocol):
+    """What the trainer and the evaluation need of a generator of completions."""
+
+    def sample(
+        self, requests: Sequence[SamplingRequest], *, max_new_tokens: int, temperature: float, seed: int, step: int
+    ) -> Iterator[tuple[int, Rollout]]:
+        """Yields (index into requests, rollout) as completions finish, each index once, in any order.
+
+        temperature 0 is greedy decoding (log-probs then at temperature 1).
+        """
+        ...
+
+
+class _RoomyLayer(DynamicLayer):
+    """A cache layer that writes into room allocated beforehand, where the stock one concatenates at every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        rows, heads, self.length, dim = keys.shape
+        self.key_room = keys.new_empty(rows, heads, self.length + room, dim)
+        self.value_room = values.new_empty(rows, heads, self.length + room, values.shape[-1])
+        self.key_room[:, :, : self.length] = keys
+        self.value_room[:, :, : self.length] = values
+        self.keys, self.values = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        end = self.length + key_states.shape[-2]
+        self.key_room[:, :, self.length : end] = key_states
+        self.value_room[:, :, self.length : end] = value_states
+        self.length = end
+        self.keys, self.values = self.key_room[:, :, :end], self.value_room[:, :, :end]
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor) -> None:
+        self.key_room, self.value_room = self.key_room[rows], self.value_room[rows]
+
+
+class TransformersSampler:
+    """Samples from a Hugging Face causal language model on the device where it is.
+
+    The batch shares one prefill per distinct prompt, and rows that have finished are dropped. `max_rows` bounds how
+    many completions are in the cache at once. The model is used in the weights it has at the time of the call.
+    Raises ValueError for a model with sliding-window attention, whose mask this loop does not build.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, eos_ids: Sequence[int], pad_id: int, max_rows: int = 512) -> None:
+        if getattr(model.base_model, "has_sliding_layers", False):
+            raise ValueError("this sampler does not do sliding-window attention: use the vLLM sampler")
+        self.model = model
+        self.eos_ids = torch.tensor(sorted(set(eos_ids)), device=model.device)
+        self.pad_id = pad_id
+        self.max_rows = max_rows
+
+    def sample(
+        self, requests: Sequence[SamplingRequest], *, max_new_tokens: int, temperature: float, seed: int, step: int
+    ) -> Iterator[tuple[int, Rollout]]:
+        # Rows of one prompt stay together, so that they share a prefill; similar lengths mean little padding.
+        order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_ids), requests[i].prompt_ids))
+        for start in range(0, len(order), self.max_rows):
+            indices = order[start : start + self.max_rows]
+            rows = [requests[i] for i in indices]
+            for row, rollout in self._sample_batch(rows, max_new_tokens, temperature, seed, step):
+                yield indices[row], rollout
+
+    @torch.no_grad()
+    def _sample_batch(
+        self, requests: list[SamplingRequest], max_new_tokens: int, temperature: float, seed: int, step: int
+    ) -> Iterator[tuple[int, Rollout]]:
+        device = self.model.device
+        uniforms = torch.from_numpy(
+            np.stack(
+                [
+                    np.random.default_rng([seed, step, r.prompt_index, r.generation_index]).random(max_new_tokens)
+                    for r in requests
+                ]
+            )
+        ).to(device)
+        hidden, cache, visible, positions = self._prefill(requests, max_new_tokens)
+        length = visible.shape[1] - max_new_tokens
+        tokens = torch.empty(len(requests), max_new_tokens, dtype=torch.long, device=device)
+        logprobs = torch.empty(len(requests), max_new_tokens, device=device)
+        rows = torch.arange(len(requests), device=device)  # which request each row of the cache belongs to
+        running = torch.ones_like(rows, dtype=torch.bool)
+        for t in range(max_new_tokens):
+            logits = self.model.get_output_embeddings()(hidden).float()
+            picked, logp = _pick(logits, uniforms[rows, t], temperature)
+            tokens[rows, t], logprobs[rows, t] = picked, logp
+            ended = torch.isin(picked, self.eos_ids) & running
+            running &= ~ended
+            last = t + 1 == max_new_tokens
+            for row in rows[ended | running if last else ended].tolist():
+                ids = tokens[row, : t + 1].tolist()
+                yield row, Rollout(ids, logprobs[row, : t + 1].tolist(), ids[-1] not in self.eos_ids)
+            alive = int(running.sum())
+            if last or not alive:
+                return
+            # Dropping costs a copy of the cache, a finished row costs its share of every step that follows.
+            if alive <= 0.8 * len(rows):
+                for layer in cache.layers:
+                    layer.keep(running)
+                visible, positions, picked, rows = visible[running], positions[running], picked[running], rows[running]
+                running = running[running]
+            length += 1
+            positions = positions + 1
+            hidden = self.model.base_model(
+                input_ids=picked[:, None],
+                attention_mask=visible[:, None, None, :length],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
+
+    def _prefill(
+        self, requests: list[SamplingRequest], max_new_tokens: int
+    ) -> tuple[Tensor, Cache, Tensor, Tensor]:
+        """Runs each distinct prompt once. Returns, a row per request: the last hidden state, the cache, which cache
+        entries a row sees (later ones are its own, hence visible), and the position of its last token."""
+        device = self.model.device
+        prompts = list(dict.fromkeys(r.prompt_ids for r in requests))
+        source = torch.tensor([prompts.index(r.prompt_ids) for r in requests], device=device)
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self.pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
+        padding = torch.tensor([width - len(p) for p in prompts], device=device)
+        real = torch.arange(width, device=device)[None] >= padding[:, None]
+        positions = (torch.arange(width, device=device)[None] - padding[:, None]).clamp(min=0)
+        output = self.model.base_model(input_ids=ids, attention_mask=real.long(), position_ids=positions, use_cache=True)
+        layers = [
+            _RoomyLayer(layer.keys[source], layer.values[source], max_new_tokens)
+            for layer in output.past_key_values.layers
+        ]
+        visible = torch.cat([real, real.new_ones(len(prompts), max_new_tokens)], 1)[source]
+        return output.last_hidden_state[source, -1], Cache(layers=layers), visible, positions[source, -1:]
+
+
+def _pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """One token per row by inverting the distribution function at `uniform` (rows,), and its log-prob."""
+    if temperature == 0:
+        picked = logits.argmax(-1)
+    else:
+        logits = logits / temperature
+        # float64: in float32 the running sum over a large vocabulary loses its rare tokens
+        cumulative = torch.softmax(logits.double(), -1).cumsum(-1)
+        picked = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True).squeeze(-1)
+        picked = picked.clamp(max=logits.shape[-1] - 1)
+    return picked, logits.log_softmax(-1).gather(-1, picked[:, None]).squeeze(-1)

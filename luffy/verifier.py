@@ -1,0 +1,206 @@
+"""The reward: 1 if the final answer is right, else 0 (Eq. 1), judged by math-verify in processes that can be killed.
+
+Model output is untrusted: it is never evaluated here, and a check that hangs or eats memory costs one worker process,
+not the run. A check ends in one of three ways: the worker answers, its own alarm ends the check, or the parent's
+deadline passes and the process is killed and replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+
+log = logging.getLogger(__name__)
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+MAX_ANSWER_CHARACTERS = 100_000
+MAX_NESTING = 60
+GRACE_S = 2.0  # how long after the worker's own alarm the parent waits before it kills
+START_S = 120.0  # how long a worker may take to import its libraries
+CACHE_ENTRIES = 200_000
+
+# Written so that no text makes them backtrack: a scan is linear in the length of the answer.
+_POWER = r"(?:\^|\*\*)"
+_TOWER = re.compile(rf"{_POWER}[^\s\\$,;=^*]{{0,40}}{_POWER}[^\s\\$,;=^*]{{0,40}}{_POWER}")
+_HUGE = re.compile(rf"{_POWER}[\s({{-]*\d{{6,}}|(?<!\d)\d{{6,}}[\s)]*!|![\s)]*!|\d{{5000}}")
+
+
+def solution(completion: str, think: bool = True) -> str | None:
+    """The part of a completion that states the answer, or None if the format forbids a reward.
+
+    think=True is the paper's rule: what stands between the first `</think>` and a second one; without a closing
+    tag there is no reward. think=False: what follows `</think>` if there is one, else the whole text; only a think
+    block that is opened and never closed has no solution.
+    """
+    before, tag, after = completion.partition(THINK_CLOSE)
+    if tag:
+        return after.partition(THINK_CLOSE)[0]
+    return None if think or THINK_OPEN in before else completion
+
+
+def is_dangerous(text: str) -> bool:
+    """Whether an answer is cheaply recognised as one no grader should be asked about: too long, nested too deeply, an
+    exponent tower, or a number too large to write down."""
+    if len(text) > MAX_ANSWER_CHARACTERS:
+        return True
+    answer = text[max(text.rfind("\\boxed"), 0) :]
+    depth = deepest = 0
+    for character in answer:
+        if character in "{([":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "})]":
+            depth = max(depth - 1, 0)
+    return deepest > MAX_NESTING or bool(_TOWER.search(answer) or _HUGE.search(answer))
+
+
+class _Worker:
+    """One checker process and the pipe to it. Started when it is first needed."""
+
+    def __init__(self, timeout_s: float, memory_mb: int) -> None:
+        self.timeout_s = timeout_s
+        self.memory_mb = memory_mb
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def check(self, gold: str, text: str) -> str:
+        """"1", "0", "T" (alarm), or "K" (no answer in time, or died: killed)."""
+        if self.process is None:
+            self._start()
+        assert self.process is not None and self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps([gold, text]).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError:
+            reply = ""
+        else:
+            reply = self._reply(self.timeout_s + GRACE_S)
+        if reply not in ("1", "0", "T"):
+            self.kill()
+            return "K"
+        return reply
+
+    def _start(self) -> None:
+        # A fresh interpreter rather than a fork: the parent may hold a GPU, threads, or a notebook kernel. The package
+        # is named by its folder, so that the process finds it whatever the parent's path looks like.
+        package = os.path.dirname(os.path.abspath(__file__))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "luffy.checker", str(self.timeout_s), str(self.memory_mb)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, [os.path.dirname(package), os.getenv("PYTHONPATH")])),
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            },
+        )
+        if self._reply(START_S) != "R":
+            self.kill()
+            raise RuntimeError(
+                f"the answer checker does not start: try `{sys.executable} -m luffy.checker {self.timeout_s} "
+                f"{self.memory_mb}`; is math-verify installed, and are {self.memory_mb} MB enough?"
+            )
+
+    def _reply(self, timeout_s: float) -> str:
+        assert self.process is not None and self.process.stdout is not None
+        readable, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        return os.read(self.process.stdout.fileno(), 1).decode() if readable else ""
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+            self.process = None
+
+
+class Verifier:
+    """Scores completions against ground truths in a few persistent processes.
+
+    `counts` says what happened so far: "checks" (asked of a worker), "cached", "prefiltered", "timeouts" (ended by the
+    worker's alarm or by the parent's deadline), "kills" (processes killed and replaced), "no_solution" (no closing tag).
+    Whatever is not shown to be right is 0. Usable from any thread; use as a context manager, or call close().
+    """
+
+    def __init__(self, workers: int = 2, timeout_s: float = 5, memory_mb: int = 1024) -> None:
+        if workers < 1 or timeout_s <= 0:
+            raise ValueError(f"a verifier needs workers >= 1 and timeout_s > 0, not {workers} and {timeout_s}")
+        self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[bytes, Future[float]] = OrderedDict()
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._workers = [_Worker(timeout_s, memory_mb) for _ in range(workers)]
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verifier")
+
+    def __enter__(self) -> Verifier:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker processes; checks still waiting are dropped."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
+
+    def score(self, completions: Sequence[str], answers: Sequence[str], think: bool = True) -> list[float]:
+        """1.0 for each completion whose final answer equals the ground truth at the same place, else 0.0.
+
+        think: see `solution`. Raises ValueError if the two lists differ in length.
+        """
+        if len(completions) != len(answers):
+            raise ValueError(f"{len(completions)} completions, {len(answers)} answers")
+        futures = [self.submit(*pair, think=think) for pair in zip(completions, answers, strict=True)]
+        return [future.result() for future in futures]
+
+    def submit(self, completion: str, answer: str, *, think: bool = True) -> Future[float]:
+        """Starts one check and returns at once; the future gives 1.0 or 0.0."""
+        text = solution(completion, think)
+        if text is None or is_dangerous(text):
+            self._count("no_solution" if text is None else "prefiltered")
+            done: Future[float] = Future()
+            done.set_result(0.0)
+            return done
+        key = hashlib.sha256(f"{answer}\0{text}".encode(errors="replace")).digest()
+        with self._lock:
+            known = self._cache.get(key)
+            if known is not None:
+                self._cache.move_to_end(key)
+                self.counts["cached"] += 1
+                return known
+            self.counts["checks"] += 1
+            future = self._threads.submit(self._check, answer, text)
+            self._cache[key] = future
+            if len(self._cache) > CACHE_ENTRIES:
+                self._cache.popitem(last=False)
+            return future
+
+    def _check(self, answer: str, text: str) -> float:
+        worker = self._idle.get()
+        try:
+            reply = worker.check(answer, text)
+        finally:
+            self._idle.put(worker)
+        if reply in "TK":
+            self._count("timeouts", *(["kills"] if reply == "K" else []))
+            log.warning("a check of an answer of %d characters was ended (%s)", len(text), reply)
+        return float(reply == "1")
+
+    def _count(self, *names: str) -> None:
+        with self._lock:
+            self.counts.update(names)
