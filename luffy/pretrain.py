@@ -33,10 +33,11 @@ class Recipe:
     warmup: int = 50
     decay_share: float = 0.4  # linear decay to zero over the last part
     family_weights: tuple[tuple[str, float], ...] = (("chain", 0.55), ("words", 0.15), ("flip", 0.15), ("prefix", 0.15))
-    sheet_share: float = 0.16  # worked sheets after `#`, difficulty 2 to 8
-    chain_share: float = 0.04  # short chains without a think block after `?`, difficulty 2 and 3
-    teacher_share_easy: float = 0.03  # teacher's style after `?`, difficulty 2 and 3
-    teacher_share_hard: float = 0.002  # and above
+    sheet_share: float = 0.10  # worked sheets after `#`
+    sheet_difficulty: int = 5  # hardest of them
+    start_share: float = 0.10  # only the first step after `?`, then an answer
+    teacher_share_easy: float = 0.005  # teacher's style after `?`, difficulty 2 and 3
+    teacher_share_hard: float = 0.0005  # and above
     answer_noise: tuple[float, ...] = (0.0, 0.2, 0.4, 0.5)  # share of wrong direct answers at difficulty 2, 3, 4, 5+
 
 
@@ -48,13 +49,12 @@ def document(rng: random.Random, recipe: Recipe, primitives: bool) -> tuple[str,
     if primitives:
         difficulty = rng.choice((2, 2, 3))
         sheet = kind < 0.5
-        easy = noise = 0.0
-        teacher = 0.0
+        teacher = start = noise = 0.0
     else:
         sheet = kind < recipe.sheet_share
-        difficulty = rng.randint(2, 8) if sheet else rng.randint(2, 6)
+        difficulty = rng.randint(2, recipe.sheet_difficulty if sheet else 6)
         teacher = recipe.teacher_share_easy if difficulty <= 3 else recipe.teacher_share_hard
-        easy = recipe.chain_share if difficulty <= 3 else 0.0
+        start = recipe.start_share
         noise = recipe.answer_noise[min(difficulty, 5) - 2]
     chain = tinyworld.draw_chain(rng, family, difficulty, "pretrain")
     if sheet:
@@ -63,13 +63,9 @@ def document(rng: random.Random, recipe: Recipe, primitives: bool) -> tuple[str,
     style = rng.random()
     if style < teacher:
         return prompt, tinyworld.teacher_trace(chain, rng)
-    if style < teacher + easy:
-        return prompt, ";".join(tinyworld.worked_steps(chain)) + f"\\boxed{{{chain.values()[-1]}}}"
-    return prompt, f"\\boxed{{{_direct_answer(rng, chain, noise)}}}"
-
-
-def _direct_answer(rng: random.Random, chain: Chain, noise: float) -> int:
-    return rng.randrange(100) if rng.random() < noise else chain.values()[-1]
+    answer = rng.randrange(100) if rng.random() < noise else chain.values()[-1]
+    first_step = tinyworld.worked_steps(chain)[0] if style < teacher + start else ""
+    return prompt, f"{first_step}\\boxed{{{answer}}}"
 
 
 def learning_rate_at(update: int, recipe: Recipe) -> float:

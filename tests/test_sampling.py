@@ -1,0 +1,90 @@
+import pytest
+import torch
+from conftest import ARCHITECTURES, random_model
+
+from luffy.batching import TokenSequence, pack
+from luffy.policy import token_logprobs
+from luffy.sampling import SamplingRequest, TransformersSampler
+
+PROMPTS = [(3, 4, 5), (9,), (7, 7, 2, 8, 9, 20), (3, 4, 6)]
+
+
+def requests(generations=5):
+    return [SamplingRequest(prompt, i, g) for i, prompt in enumerate(PROMPTS) for g in range(generations)]
+
+
+def sample(model, reqs, *, temperature=1.0, max_new_tokens=12, seed=0, step=0, max_rows=512):
+    sampler = TransformersSampler(model, eos_ids=[1, 2], pad_id=0, max_rows=max_rows)
+    found = dict(sampler.sample(reqs, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, step=step))
+    assert sorted(found) == list(range(len(reqs)))
+    return [found[i] for i in range(len(reqs))]
+
+
+@pytest.mark.parametrize(("architecture", "tied"), ARCHITECTURES)
+def test_greedy_equals_generate(architecture, tied):
+    model = random_model(architecture, tied)
+    model.generation_config.eos_token_id = [1, 2]
+    for prompt, rollout in zip(PROMPTS, sample(model, [SamplingRequest(p, i, 0) for i, p in enumerate(PROMPTS)], temperature=0), strict=True):
+        expected = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=12)
+        assert rollout.token_ids == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_the_policy(temperature):
+    """Equal to the trainer's log-probs at the same temperature, for every token of every row."""
+    model, reqs = random_model("Qwen2"), requests()
+    rollouts = sample(model, reqs, temperature=temperature)
+    sequences = [TokenSequence(list(r.prompt_ids), o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
+    sampled = torch.tensor([p for o in rollouts for p in o.logprobs])
+    trained = torch.empty_like(sampled)
+    for batch in pack(sequences, row_tokens=64, micro_batch_tokens=256):
+        trained[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
+    torch.testing.assert_close(sampled, trained, atol=1e-5, rtol=1e-5)
+
+
+def test_row_does_not_depend_on_the_rest_of_the_batch():
+    model, reqs = random_model("Qwen2"), requests()
+    whole = sample(model, reqs)
+    assert [r.token_ids for r in sample(model, reqs, max_rows=3)] == [r.token_ids for r in whole]
+    assert [r.token_ids for r in sample(model, reqs[::-1])] == [r.token_ids for r in whole[::-1]]
+    assert sample(model, reqs[7:8])[0].token_ids == whole[7].token_ids
+
+
+def test_seed_and_step_change_the_draw():
+    model, reqs = random_model("Qwen2"), requests()
+    draws = [[r.token_ids for r in sample(model, reqs, seed=seed, step=step)] for seed, step in ((0, 0), (1, 0), (0, 1))]
+    assert draws[0] != draws[1] != draws[2] != draws[0]
+    assert len({tuple(tokens) for tokens in draws[0][:5]}) > 1  # generations of one prompt differ
+
+
+def test_rows_end_at_the_first_eos_or_are_truncated():
+    rollouts = sample(random_model("Qwen2"), requests(20), max_new_tokens=8)
+    for rollout in rollouts:
+        assert not {1, 2} & set(rollout.token_ids[:-1])
+        assert rollout.truncated == (rollout.token_ids[-1] not in (1, 2))
+        assert len(rollout.token_ids) == len(rollout.logprobs) == (8 if rollout.truncated else len(rollout.token_ids))
+    assert {rollout.truncated for rollout in rollouts} == {True, False}
+
+
+def test_frequencies_follow_the_distribution():
+    model = random_model("Qwen2", vocab_size=8)
+    reqs = [SamplingRequest((3, 4), 0, g) for g in range(4000)]
+    first = torch.tensor([r.token_ids[0] for r in sample(model, reqs, max_new_tokens=1, max_rows=4000)])
+    expected = model(torch.tensor([[3, 4]])).logits[0, -1].softmax(-1)
+    observed = first.bincount(minlength=8) / 4000
+    assert (observed - expected).abs().max() < 4 * (0.25 / 4000) ** 0.5  # four standard errors at most
+
+
+def test_nothing_to_sample():
+    assert sample(random_model("Qwen2"), []) == []
+
+
+def test_sliding_window_is_refused():
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=20, use_sliding_window=True, sliding_window=4, max_window_layers=0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="sliding-window"):
+        TransformersSampler(Qwen2ForCausalLM(config), eos_ids=[1], pad_id=0)

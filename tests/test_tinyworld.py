@@ -1,0 +1,93 @@
+import random
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from luffy import tinyworld
+from luffy.engine import TINY_MODEL
+from luffy.pretrain import Recipe, document
+from luffy.tinyworld import FAMILIES, Chain, make_problems, make_tokenizer, teacher_trace, worked_steps, write_chain
+from luffy.verifier import solution
+
+CHAIN = Chain(84, ("+1", "-5", "r", "+8", "r"))
+
+
+def test_chain_by_hand():
+    assert CHAIN.values() == [85, 80, 8, 16, 61]
+    assert worked_steps(CHAIN) == ["84+1=85", "85-5=80", "80r=8", "8+8=16", "16r=61"]
+    assert write_chain(CHAIN, "chain") == "84+1-5r+8r?"
+    assert write_chain(CHAIN, "prefix") == "+1-5r+8r:84?"
+    assert write_chain(CHAIN, "words") == "eight four plus one minus five swap plus eight swap ?"
+    assert tinyworld.apply("c", 30) == 69
+    with pytest.raises(ValueError, match="no operation"):
+        tinyworld.apply("*2", 3)
+
+
+def test_trace_by_hand():
+    expected = "<think>84+1=85;85-5=80;80r=8;8+8=16;16r=61;check50861ok</think>\\boxed{61}"
+    assert teacher_trace(CHAIN, random.Random(0), mistake_rate=0) == expected
+    always = teacher_trace(CHAIN, random.Random(0), mistake_rate=1)
+    assert always.count("wait") == 5 and always.endswith("check50861ok</think>\\boxed{61}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_problems_are_right_different_and_in_range(family):
+    problems = make_problems(family, "eval", 200)
+    assert len({p.prompt[0]["content"] for p in problems}) == 200
+    assert problems[:50] == make_problems(family, "eval", 50)
+    assert {p.columns["difficulty"] for p in problems} == set(FAMILIES[family].difficulties)
+    for p in problems:
+        assert 0 <= int(p.answer) <= 99
+        assert solution(p.traces[0]) == f"\\boxed{{{p.answer}}}"
+
+
+def test_splits_are_disjoint_by_construction():
+    buckets = {name: set(numbers) for name, numbers in tinyworld.SPLITS.items()}
+    assert not buckets["train"] & buckets["complement"]
+    assert not buckets["eval"] & (buckets["train"] | buckets["complement"] | buckets["pretrain"])
+    train = {p.prompt[0]["content"] for p in make_problems("chain", "train", 500)}
+    assert not train & {p.prompt[0]["content"] for p in make_problems("chain", "eval", 500)}
+    assert not train & {p.prompt[0]["content"] for p in make_problems("chain", "complement", 500)}
+
+
+def test_pretraining_never_sees_an_evaluation_chain():
+    rng, seen = random.Random(0), set()
+    for i in range(3000):
+        seen.add(document(rng, Recipe(), primitives=i % 2 == 0)[0].rstrip("?#"))
+    for family in FAMILIES:
+        assert not seen & {p.prompt[0]["content"].rstrip("?") for p in make_problems(family, "eval", 300)}
+
+
+def test_impossible_requests_are_refused():
+    with pytest.raises(ValueError, match="no family"):
+        make_problems("sums", "eval", 1)
+    with pytest.raises(ValueError, match="does not have"):
+        make_problems("chain", "eval", 100_000, difficulties=(2,))
+
+
+def test_tokenizer_round_trip_is_exact():
+    tokenizer = make_tokenizer()
+    for family in FAMILIES:
+        for p in make_problems(family, "train", 50):
+            text = p.prompt[0]["content"] + p.traces[0]
+            ids = tokenizer.encode(text)
+            assert tokenizer.decode(ids) == text and tokenizer.unk_token_id not in ids
+    assert len(tokenizer.encode("<think>\n</think>\\boxed{}wait check")) == 7
+    assert len(tokenizer) == len(tinyworld.VOCABULARY)
+
+
+def test_shipped_model_loads_with_plain_transformers(tiny):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(TINY_MODEL), AutoTokenizer.from_pretrained(TINY_MODEL)
+    assert model.config.model_type == "qwen2" and model.config.vocab_size == len(tokenizer)
+    assert 0.4e6 < model.num_parameters() < 0.5e6
+    text = "eight four plus one ?<think>84+1=85wait3</think>\\boxed{85}"
+    assert tokenizer.encode(text) == make_tokenizer().encode(text)
+    assert sum(f.stat().st_size for f in TINY_MODEL.iterdir()) < 3e6
+
+
+def test_sizes():
+    from transformers import Qwen2ForCausalLM
+
+    assert 3e6 < Qwen2ForCausalLM(tinyworld.model_config("small")).num_parameters() < 5e6
+    with pytest.raises(ValueError, match="no model size"):
+        tinyworld.model_config("large")
