@@ -102,7 +102,11 @@ def _micro_batch(
     sequences: SequenceOf[TokenSequence], rows: list[list[int]], starts: list[int], pad_id: int
 ) -> MicroBatch:
     width = sum(len(sequences[i]) for i in rows[0])
-    input_ids, position_ids, predictors, targets, token_index = [], [], [], [], []
+    input_ids: list[list[int]] = []
+    position_ids: list[list[int]] = []
+    predictors: list[int] = []
+    targets: list[int] = []
+    token_index: list[int] = []
     for r, row in enumerate(rows):
         ids: list[int] = []
         positions: list[int] = []

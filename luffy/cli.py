@@ -13,7 +13,7 @@ from typing import Any
 
 from . import config as configs
 from . import methods
-from .config import FIELD_TYPES, Config, ConfigError
+from .config import Config, ConfigError
 
 
 def main(arguments: list[str] | None = None) -> None:

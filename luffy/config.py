@@ -50,7 +50,7 @@ class Config:
     """Tiny world only: difficulties of the training problems."""
     eval_datasets: tuple[str, ...] = (TINYWORLD,)
     """Evaluation problems: "tinyworld" for all its families, or files and hub names."""
-    ood_sources: tuple[str, ...] = ("words", "flip", "prefix", "long", "arc_c", "gpqa", "mmlu_pro")
+    ood_sources: tuple[str, ...] = ("words", "flip", "prefix", "arc_c", "gpqa", "mmlu_pro")
     """Sources of evaluation problems that count as out of distribution."""
     template: str = "chat"
     """Prompt template: "chat" (the tokenizer's) or "paper" (App. C.2)."""
@@ -68,7 +68,9 @@ class Config:
     num_generations: int = 8
     """Rows of a group, demonstrations included."""
     num_off_policy: int = 1
-    """Demonstrations in a group; all of it means supervised fine-tuning."""
+    """Demonstrations in a group."""
+    supervised: bool = False
+    """Groups hold their demonstrations only and nothing is sampled: supervised fine-tuning."""
     temperature: float = 1.0
     """Sampling temperature in training."""
 
@@ -107,7 +109,7 @@ class Config:
 
     learning_rate: float = 3e-4
     """Peak learning rate of reinforcement learning (AdamW)."""
-    sft_learning_rate: float = 5e-4
+    sft_learning_rate: float = 1e-3
     """Peak learning rate of a supervised stage."""
     lr_schedule: str = "constant"
     """After the warm-up: "constant", or "linear" decay to zero at the last step."""
@@ -173,11 +175,6 @@ class Config:
         check_values(self)
 
     @property
-    def supervised(self) -> bool:
-        """Whether groups hold demonstrations only, so that nothing is sampled."""
-        return self.num_generations == self.num_off_policy
-
-    @property
     def peak_learning_rate(self) -> float:
         return self.sft_learning_rate if self.supervised else self.learning_rate
 
@@ -218,20 +215,16 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "report_to": ("none", "tensorboard", "wandb", "trackio"),
 }
-POSITIVE = (
-    "steps max_prompt_length max_completion_length rollout_batch_size mini_batch_size num_generations temperature gamma "
-    "shaping_exponent learning_rate sft_learning_rate max_grad_norm verifier_workers verifier_timeout row_tokens "
-    "micro_batch_tokens logits_chunk_size sampler_rows num_threads save_steps keep_checkpoints final_eval_samples "
-    "eval_problems"
-).split()
-NOT_NEGATIVE = (
-    "seed num_problems num_off_policy epsilon epsilon_high sft_loss_coef entropy_coef beta warmup_steps weight_decay "
-    "eval_steps final_eval_problems eval_temperature sample_steps shaping_weight"
-).split()
+# Every number must be positive, but for these, which may be zero, and the ratio bounds, which may be anything.
+MAY_BE_ZERO = set(
+    "seed num_problems num_off_policy epsilon epsilon_high shaping_weight sft_loss_coef entropy_coef beta warmup_steps "
+    "weight_decay eval_steps final_eval_problems eval_temperature sample_steps".split()  # noqa: SIM905
+)
+MAY_BE_ANYTHING = {"off_ratio_min", "off_ratio_max"}
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
-    """The value in the field's type. Numbers may be written as text or as another kind of number, if nothing is lost."""
+    """The value in the field's type. A number may come as text or as another kind of number, if nothing is lost."""
     if isinstance(kind, types.UnionType):
         if value is None:
             return None
@@ -258,14 +251,16 @@ def check_values(config: Config) -> None:
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
             raise ConfigError(f"{name} is one of {', '.join(choices)}, not {getattr(config, name)!r}")
-    for name, kind in FIELD_TYPES.items():
+    for name in FIELD_TYPES:
         value = getattr(config, name)
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not math.isfinite(value):
             raise ConfigError(f"{name} must be finite, not {value}")
-        if name in POSITIVE and not value > 0:
-            raise ConfigError(f"{name} must be positive, not {value}")
-        if name in NOT_NEGATIVE and value is not None and not value >= 0:
+        if value < 0 and name not in MAY_BE_ANYTHING:
             raise ConfigError(f"{name} must not be negative, not {value}")
+        if value == 0 and name not in MAY_BE_ZERO | MAY_BE_ANYTHING:
+            raise ConfigError(f"{name} must be positive, not {value}")
     if config.num_off_policy > config.num_generations:
         raise ConfigError(
             f"num_off_policy {config.num_off_policy} exceeds num_generations {config.num_generations}: "
@@ -275,8 +270,12 @@ def check_values(config: Config) -> None:
         raise ConfigError(
             f"mini_batch_size {config.mini_batch_size} does not divide rollout_batch_size {config.rollout_batch_size}"
         )
-    if config.supervised and config.sft_loss_coef == 0:
-        raise ConfigError("a group of demonstrations only (num_off_policy = num_generations) needs sft_loss_coef > 0")
+    if config.supervised and (config.sft_loss_coef == 0 or config.num_off_policy == 0):
+        raise ConfigError("supervised training needs num_off_policy > 0 and sft_loss_coef > 0")
+    if not config.supervised and config.num_off_policy == config.num_generations:
+        raise ConfigError(
+            f"num_off_policy = num_generations = {config.num_generations} leaves no rollout: use supervised"
+        )
     if config.epsilon is None and config.epsilon_high is not None:
         raise ConfigError("epsilon_high without epsilon: give both, or neither for no clip")
     if config.epsilon is not None and config.epsilon >= 1:

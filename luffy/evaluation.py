@@ -114,7 +114,9 @@ def evaluate(
         for generation in range(samples)
     ]
     order, lengths, truncated, think = [], [0] * len(requests), [False] * len(requests), [False] * len(requests)
-    for i, rollout in sampler.sample(requests, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, step=0):
+    for i, rollout in sampler.sample(
+        requests, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, step=0
+    ):
         problem = problems[i // samples][1]
         text = completion_text(rollout.token_ids, tokenizer)
         reward.start(problem.problem, problem.prompt_text, text)

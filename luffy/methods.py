@@ -5,7 +5,7 @@ Paper: Table 1 (On-Policy RL, SFT, RL w/ SFT Loss, SFT+RL, LUFFY) and Table 4 (t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +14,32 @@ from .config import Config, ConfigError
 
 CLIP = 0.2
 
-ON_POLICY: dict[str, Any] = dict(num_off_policy=0, off_shaping="none", epsilon=CLIP)
-SFT: dict[str, Any] = dict(
-    num_generations=1,
-    num_off_policy=1,
-    off_policy_loss=False,
-    sft_loss_coef=1.0,
-    entropy_coef=0.0,
-    lr_schedule="linear",
-)
+ON_POLICY: dict[str, Any] = dict(num_off_policy=0)
+SFT: dict[str, Any] = dict(supervised=True, off_policy_loss=False)
+SFT_VALUES: dict[str, Any] = dict(sft_loss_coef=1.0, entropy_coef=0.0, lr_schedule="linear")
 
 
 @dataclass(frozen=True)
 class Method:
-    """label: as the paper's tables write it; values: the fields it sets; first_stage: fields of a stage before it."""
+    """label: as the paper's tables write it; fixed: the fields that make the method what it is; values: fields it
+    sets and that may be changed; first_stage: fields of a stage before it."""
 
     label: str
-    values: dict[str, Any]
+    fixed: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     first_stage: dict[str, Any] | None = None
 
 
 METHODS: dict[str, Method] = {
-    "on_policy": Method("On-Policy RL", ON_POLICY),
-    "on_policy_shaping": Method("On-Policy RL + Shaping", {**ON_POLICY, "on_shaping": "regularized"}),
-    "on_policy_no_clip": Method("On-Policy RL + No Clip", {**ON_POLICY, "epsilon": None}),
-    "mixed": Method("Mixed-Policy RL", dict(off_shaping="none", epsilon=CLIP)),
-    "mixed_shaping": Method("Mixed-Policy RL + Shaping", dict(epsilon=CLIP)),
-    "luffy": Method("LUFFY", {}),  # mixed, shaping, no clip: the defaults
-    "sft": Method("SFT", SFT),
-    "rl_sft_loss": Method("RL w/ SFT Loss", dict(off_policy_loss=False, sft_loss_coef=1.0, baseline="on_policy")),
-    "sft_rl": Method("SFT+RL", ON_POLICY, first_stage=SFT),
+    "on_policy": Method("On-Policy RL", ON_POLICY, dict(epsilon=CLIP)),
+    "on_policy_shaping": Method("On-Policy RL + Shaping", ON_POLICY, dict(epsilon=CLIP, on_shaping="regularized")),
+    "on_policy_no_clip": Method("On-Policy RL + No Clip", ON_POLICY),
+    "mixed": Method("Mixed-Policy RL", values=dict(epsilon=CLIP, off_shaping="none")),
+    "mixed_shaping": Method("Mixed-Policy RL + Shaping", values=dict(epsilon=CLIP)),
+    "luffy": Method("LUFFY"),  # mixed, shaping, no clip: the defaults
+    "sft": Method("SFT", SFT, SFT_VALUES),
+    "rl_sft_loss": Method("RL w/ SFT Loss", dict(off_policy_loss=False, baseline="on_policy"), dict(sft_loss_coef=1.0)),
+    "sft_rl": Method("SFT+RL", ON_POLICY, dict(epsilon=CLIP), first_stage={**SFT, **SFT_VALUES}),
 }
 
 
@@ -54,8 +50,15 @@ def get(name: str) -> Method:
 
 
 def make_config(method: str = "luffy", **values: Any) -> Config:
-    """The configuration of a method, with `values` over it. Raises ConfigError for what does not exist or fit."""
-    return configs.from_dict({**get(method).values, **values, "method": method})
+    """The configuration of a method, with `values` over it.
+
+    Raises ConfigError for what does not exist or fit, also for a value that would make it another method.
+    """
+    chosen = get(method)
+    for name, value in chosen.fixed.items():
+        if values.get(name, value) != value:
+            raise ConfigError(f"{name}={values[name]!r} contradicts method {method}, which is {name}={value!r}")
+    return configs.from_dict({**chosen.values, **values, **chosen.fixed, "method": method})
 
 
 def stages(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
@@ -68,7 +71,9 @@ def stages(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
     if first is None:
         return [(config, run_dir)]
     before = run_dir / "first_stage"
-    first_config = config.replace(**first, method="sft", final_eval_problems=0)
+    first_config = config.replace(
+        **{**first, "num_off_policy": max(1, config.num_off_policy), "method": "sft", "final_eval_problems": 0}
+    )
     last_config = config.replace(
         model=str(before / "final"), dataset=config.complement, dataset_split=config.complement_split
     )

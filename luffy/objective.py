@@ -90,7 +90,12 @@ def policy_loss(
     (under the sampling policy), off_policy_prob (under the current one); off_ratio_mean, off_ratio_min_clip_frac,
     off_ratio_max_clip_frac. Raises ValueError where shapes or dtypes do not fit.
     """
-    for name, tensor in {"old_logp": old_logp, "advantages": advantages, "mask": mask, "off_policy": off_policy}.items():
+    for name, tensor in {
+        "old_logp": old_logp,
+        "advantages": advantages,
+        "mask": mask,
+        "off_policy": off_policy,
+    }.items():
         if tensor.shape != logp.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, logp {tuple(logp.shape)}")
     if mask.dtype != torch.bool or off_policy.dtype != torch.bool:

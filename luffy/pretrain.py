@@ -19,7 +19,7 @@ import torch
 from . import tinyworld
 from .batching import TokenSequence, pack
 from .policy import token_logprobs
-from .tinyworld import FAMILIES, Chain
+from .tinyworld import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def pretrain(size: str, out: Path, seed: int = 0, recipe: Recipe | None = None) 
         rng = random.Random(f"pretrain/{seed}/{update}")
         texts = [document(rng, recipe, update < recipe.primitive_updates) for _ in range(recipe.batch_size)]
         sequences = [
-            TokenSequence(tokenizer.encode(prompt), tokenizer.encode(response) + [tokenizer.eos_token_id])
+            TokenSequence(tokenizer.encode(prompt), [*tokenizer.encode(response), tokenizer.eos_token_id])
             for prompt, response in texts
         ]
         tokens = sum(len(sequence.completion_ids) for sequence in sequences)

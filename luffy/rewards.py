@@ -75,7 +75,9 @@ class FunctionReward:
         columns |= {"answer": [p.answer for p in problems], "source": [p.source for p in problems]}
         rewards = [float(r) for r in self.function(prompts=list(prompts), completions=list(completions), **columns)]
         if len(rewards) != len(pending) or not all(map(math.isfinite, rewards)):
-            raise ValueError(f"the reward function returned {len(rewards)} values for {len(pending)} completions: {rewards}")
+            raise ValueError(
+                f"the reward function returned {len(rewards)} values for {len(pending)} completions: {rewards}"
+            )
         return rewards
 
     def close(self) -> None:

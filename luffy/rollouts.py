@@ -127,6 +127,7 @@ def plan_groups(
     *,
     num_generations: int,
     num_off_policy: int,
+    supervised: bool,
     eos_id: int,
     seed: int,
     step: int,
@@ -134,8 +135,7 @@ def plan_groups(
     """Decides a step's groups: which demonstrations join them and which rollouts are to be sampled.
 
     Every group has num_generations rows; where a problem has fewer than num_off_policy traces, fresh rollouts take
-    their place. If the group is demonstrations only (num_generations == num_off_policy: supervised fine-tuning) a
-    problem without a trace contributes the traces it has.
+    their place. If supervised, groups are their demonstrations and nothing is sampled.
 
     Returns the demonstrations, the sampling requests and the group (0, 1, ...) of each request.
     """
@@ -145,7 +145,7 @@ def plan_groups(
     for group, index in enumerate(indices):
         problem = problems[index]
         chosen = draw_traces(len(problem.traces), num_off_policy, seed, step, index)
-        fresh = 0 if num_generations == num_off_policy else num_generations - len(chosen)
+        fresh = 0 if supervised else num_generations - len(chosen)
         for generation in range(fresh):
             requests.append(SamplingRequest(problem.prompt_ids, index, generation))
             groups.append(group)

@@ -100,8 +100,11 @@ class RunDirectory:
             known = self.config()
             if known != config:
                 changed = [name for name, value in config.to_dict().items() if getattr(known, name) != value]
-                raise RunError(f"{self.path} holds a run with another configuration (it differs in {', '.join(changed)})")
+                raise RunError(
+                    f"{self.path} holds a run with another configuration (it differs in {', '.join(changed)})"
+                )
             return
+        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "manifest.json", manifest)
         write_json(self.path / "config.json", config.to_dict())
 

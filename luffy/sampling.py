@@ -66,7 +66,9 @@ class _RoomyLayer(DynamicLayer):
         self.value_room[:, :, : self.length] = values
         self.keys, self.values = keys, values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         end = self.length + key_states.shape[-2]
         self.key_room[:, :, self.length : end] = key_states
         self.value_room[:, :, self.length : end] = value_states
@@ -118,7 +120,8 @@ class TransformersSampler:
                 ]
             )
         ).to(device)
-        hidden, cache, visible, positions = self._prefill(requests, max_new_tokens)
+        hidden, layers, visible, positions = self._prefill(requests, max_new_tokens)
+        cache = Cache(layers=list(layers))
         length = visible.shape[1] - max_new_tokens
         tokens = torch.empty(len(requests), max_new_tokens, dtype=torch.long, device=device)
         logprobs = torch.empty(len(requests), max_new_tokens, device=device)
@@ -139,7 +142,7 @@ class TransformersSampler:
                 return
             # Dropping costs a copy of the cache, a finished row costs its share of every step that follows.
             if alive <= 0.8 * len(rows):
-                for layer in cache.layers:
+                for layer in layers:
                     layer.keep(running)
                 visible, positions, picked, rows = visible[running], positions[running], picked[running], rows[running]
                 running = running[running]
@@ -155,8 +158,8 @@ class TransformersSampler:
 
     def _prefill(
         self, requests: list[SamplingRequest], max_new_tokens: int
-    ) -> tuple[Tensor, Cache, Tensor, Tensor]:
-        """Runs each distinct prompt once. Returns, a row per request: the last hidden state, the cache, which cache
+    ) -> tuple[Tensor, list[_RoomyLayer], Tensor, Tensor]:
+        """Runs each distinct prompt once. Returns, a row per request: the last hidden state, the cache layers, which cache
         entries a row sees (later ones are its own, hence visible), and the position of its last token."""
         device = self.model.device
         prompts = list(dict.fromkeys(r.prompt_ids for r in requests))
@@ -166,13 +169,15 @@ class TransformersSampler:
         padding = torch.tensor([width - len(p) for p in prompts], device=device)
         real = torch.arange(width, device=device)[None] >= padding[:, None]
         positions = (torch.arange(width, device=device)[None] - padding[:, None]).clamp(min=0)
-        output = self.model.base_model(input_ids=ids, attention_mask=real.long(), position_ids=positions, use_cache=True)
+        output = self.model.base_model(
+            input_ids=ids, attention_mask=real.long(), position_ids=positions, use_cache=True
+        )
         layers = [
             _RoomyLayer(layer.keys[source], layer.values[source], max_new_tokens)
             for layer in output.past_key_values.layers
         ]
         visible = torch.cat([real, real.new_ones(len(prompts), max_new_tokens)], 1)[source]
-        return output.last_hidden_state[source, -1], Cache(layers=layers), visible, positions[source, -1:]
+        return output.last_hidden_state[source, -1], layers, visible, positions[source, -1:]
 
 
 def _pick(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ exactly what the loss uses. Your own is any callable; with a `gradient_weight` m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,7 +103,7 @@ def _sqrt() -> Power:
     return Power(0.5)
 
 
-SHAPINGS = {
+SHAPINGS: dict[str, Callable[..., Shaping]] = {
     "none": Identity,
     "regularized": Regularized,
     "log": Log,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .data import Problem
 
@@ -56,10 +56,9 @@ FAMILIES = {
     "words": Family("words", "+-r", "words", (2, 3, 4, 5, 6)),
     "flip": Family("flip", "+-rc", "chain", (3, 4, 5, 6)),
     "prefix": Family("prefix", "+-r", "prefix", (2, 3, 4, 5, 6)),
-    "long": Family("long", "+-r", "chain", (7, 8)),
 }
 IN_DISTRIBUTION = "chain"
-OUT_OF_DISTRIBUTION = ("words", "flip", "prefix", "long")
+OUT_OF_DISTRIBUTION = ("words", "flip", "prefix")
 
 # Problems are told apart by a hash of the chain they contain, however it is written: what one split uses, no other
 # split (and no pre-training document, unless it is in `pretrain`) can contain.
@@ -210,7 +209,7 @@ def model_config(size: str = "tiny") -> Qwen2Config:
     """Qwen2 architecture: `tiny` has 0.45M parameters, `small` about 4M. Raises ValueError for another size."""
     from transformers import Qwen2Config
 
-    shapes = {
+    shapes: dict[str, dict[str, Any]] = {
         "tiny": dict(hidden_size=128, num_hidden_layers=3, num_attention_heads=4, intermediate_size=256),
         "small": dict(hidden_size=256, num_hidden_layers=5, num_attention_heads=8, intermediate_size=768),
     }

@@ -56,7 +56,10 @@ def training_problems(config: Config) -> list[Problem]:
     """The problems a configuration trains on."""
     if config.dataset == TINYWORLD:
         return tinyworld.make_problems(
-            tinyworld.IN_DISTRIBUTION, config.dataset_split, config.num_problems or 1000, difficulties=config.difficulties
+            tinyworld.IN_DISTRIBUTION,
+            config.dataset_split,
+            config.num_problems or 1000,
+            difficulties=config.difficulties,
         )
     problems, _ = load_problems(config.dataset, config.dataset_split)
     return problems[: config.num_problems or None]
@@ -170,7 +173,11 @@ class Trainer:
         if config.sample_steps and (step + 1) % config.sample_steps == 0:
             self.run_dir.write_samples(step + 1, self.readable(rows, advantages))
         metrics = {name: _mean([update[name] for update in updates]) for name in updates[0]} if updates else {}
-        return rollout_metrics(rows, advantages) | metrics | {f"total/{k}": v for k, v in self.totals.items()}
+        return (
+            rollout_metrics(rows, advantages, config.num_off_policy)
+            | metrics
+            | {f"total/{k}": v for k, v in self.totals.items()}
+        )
 
     # --- the phases ----------------------------------------------------------------------------------------------
 
@@ -183,6 +190,7 @@ class Trainer:
             indices,
             num_generations=config.num_generations,
             num_off_policy=config.num_off_policy,
+            supervised=config.supervised,
             eos_id=self.tokenizer.eos_token_id,
             seed=config.seed,
             step=step,
@@ -276,15 +284,19 @@ class Trainer:
         self.totals["trained_tokens"] += tokens
 
         gap = (logps - old_logp)[~off_policy].abs()
-        return metrics | policy_term(logps, slice(None))[1] | {
-            "sft_loss": _mean(-logps[off_policy]),
-            "kl": kl,
-            "entropy": _mean(entropies),
-            "entropy/on": _mean(entropies[~off_policy]),
-            "entropy/off": _mean(entropies[off_policy]),
-            "old_logp_gap/mean": _mean(gap),
-            "old_logp_gap/max": gap.max().item() if len(gap) else 0.0,
-        }
+        return (
+            metrics
+            | policy_term(logps, slice(None))[1]
+            | {
+                "sft_loss": _mean(-logps[off_policy]),
+                "kl": kl,
+                "entropy": _mean(entropies),
+                "entropy/on": _mean(entropies[~off_policy]),
+                "entropy/off": _mean(entropies[off_policy]),
+                "old_logp_gap/mean": _mean(gap),
+                "old_logp_gap/max": gap.max().item() if len(gap) else 0.0,
+            }
+        )
 
     # --- beside the algorithm ------------------------------------------------------------------------------------
 
@@ -387,8 +399,12 @@ class Trainer:
             self.seconds[phase] = time.perf_counter() - started
 
 
-def rollout_metrics(rows: Sequence[Completion], advantages: Tensor) -> dict[str, float]:
-    """What the sampled groups look like: rewards, advantages, lengths; shares are of rows or of groups. 0 where empty."""
+def rollout_metrics(rows: Sequence[Completion], advantages: Tensor, num_off_policy: int) -> dict[str, float]:
+    """What the sampled groups look like: rewards, advantages, lengths; shares are of rows or of groups. 0 where empty.
+
+    groups/all_right and all_wrong look at rollouts only (where there are any); groups/without_trace is the share of
+    groups with fewer than num_off_policy demonstrations.
+    """
     on = [row for row in rows if not row.off_policy]
     off = [row for row in rows if row.off_policy]
     groups: defaultdict[int, list[float]] = defaultdict(list)
@@ -396,6 +412,7 @@ def rollout_metrics(rows: Sequence[Completion], advantages: Tensor) -> dict[str,
         groups[row.group].append(row.reward)
     lengths = {name: [len(r.token_ids) for r in part] for name, part in {"mean": rows, "on": on, "off": off}.items()}
     prompts = [len(row.prompt_ids) for row in rows]
+    demonstrations = Counter(row.group for row in off)
     return {
         "reward/mean": _mean([row.reward for row in rows]),
         "reward/on": _mean([row.reward for row in on]),
@@ -403,6 +420,9 @@ def rollout_metrics(rows: Sequence[Completion], advantages: Tensor) -> dict[str,
         "groups/all_right": _mean([min(rewards) > 0.5 for rewards in groups.values()]),
         "groups/all_wrong": _mean([max(rewards) <= 0.5 for rewards in groups.values()]),
         "groups/off_policy_share": _mean([row.off_policy for row in rows]),
+        "groups/without_trace": _mean(
+            [demonstrations[group] < num_off_policy for group in {row.group for row in rows}]
+        ),
         "advantage/mean": _mean(advantages),
         "advantage/max": max(advantages.tolist(), default=0.0),
         "advantage/min": min(advantages.tolist(), default=0.0),

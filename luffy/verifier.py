@@ -75,7 +75,7 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
 
     def check(self, gold: str, text: str) -> str:
-        """"1", "0", "T" (alarm), or "K" (no answer in time, or died: killed)."""
+        """ "1", "0", "T" (alarm), or "K" (no answer in time, or died: killed)."""
         if self.process is None:
             self._start()
         assert self.process is not None and self.process.stdin is not None

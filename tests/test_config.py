@@ -12,18 +12,27 @@ from luffy.methods import stages
 def test_the_nine_methods_differ_as_the_paper_says():
     """Tables 1 and 4: demonstrations in the group, shaping of either ratio, clip, SFT loss, baseline."""
     table = {
-        name: (c.num_generations, c.num_off_policy, c.off_policy_loss and c.num_off_policy > 0, c.off_shaping, c.on_shaping, c.clip, c.sft_loss_coef, c.baseline)
+        name: (
+            c.num_generations,
+            c.num_off_policy,
+            c.off_policy_loss and c.num_off_policy > 0,
+            c.off_shaping,
+            c.on_shaping,
+            c.clip,
+            c.sft_loss_coef,
+            c.baseline,
+        )
         for name in METHODS
         for c in [make_config(name)]
     }
     clip = (0.2, 0.2)
-    assert table["on_policy"] == (8, 0, False, "none", "none", clip, 0, "union")
-    assert table["on_policy_shaping"] == (8, 0, False, "none", "regularized", clip, 0, "union")
-    assert table["on_policy_no_clip"] == (8, 0, False, "none", "none", None, 0, "union")
+    assert table["on_policy"] == (8, 0, False, "regularized", "none", clip, 0, "union")
+    assert table["on_policy_shaping"] == (8, 0, False, "regularized", "regularized", clip, 0, "union")
+    assert table["on_policy_no_clip"] == (8, 0, False, "regularized", "none", None, 0, "union")
     assert table["mixed"] == (8, 1, True, "none", "none", clip, 0, "union")
     assert table["mixed_shaping"] == (8, 1, True, "regularized", "none", clip, 0, "union")
     assert table["luffy"] == (8, 1, True, "regularized", "none", None, 0, "union")
-    assert table["sft"][:3] == (1, 1, False) and table["sft"][6] == 1
+    assert make_config("sft").supervised and table["sft"][1:3] == (1, False) and table["sft"][6] == 1
     assert table["rl_sft_loss"] == (8, 1, False, "regularized", "none", None, 1, "on_policy")
     assert table["sft_rl"] == table["on_policy"]
     assert len(METHODS) == 9
@@ -61,7 +70,8 @@ def test_shaping_takes_its_parameter():
         ({"epsilon_high": 0.3}, "epsilon_high without epsilon"),
         ({"epsilon": 1.0}, "below 1"),
         ({"off_ratio_min": 0.5, "off_ratio_max": 0.1}, "exceeds off_ratio_max"),
-        ({"num_off_policy": 8}, "needs sft_loss_coef"),
+        ({"num_off_policy": 8}, "leaves no rollout"),
+        ({"supervised": True}, "supervised training needs"),
         ({"reward": "mine"}, "module:function"),
         ({"difficulties": 3}, "must be a list"),
         ({"eval_datasets": []}, "must not be empty"),
@@ -70,6 +80,13 @@ def test_shaping_takes_its_parameter():
 def test_impossible_configurations_are_one_clear_error(values, message):
     with pytest.raises(ConfigError, match=message):
         make_config("luffy", **values)
+
+
+def test_a_value_that_makes_it_another_method_is_refused():
+    with pytest.raises(ConfigError, match="contradicts method on_policy"):
+        make_config("on_policy", num_off_policy=2)
+    with pytest.raises(ConfigError, match="contradicts method sft"):
+        make_config("sft", supervised=False)
 
 
 def test_unknown_method():
@@ -101,9 +118,27 @@ def test_every_field_has_a_line_of_help():
 def test_flags_over_file_over_method(tmp_path):
     (tmp_path / "c.yaml").write_text("steps: 7\ngamma: 0.2\nepsilon: 0.3\n")
     config, run_dir = parse_train(
-        ["--method", "mixed", "--config", str(tmp_path / "c.yaml"), "--run-dir", "x", "--gamma", "0.5", "--difficulties", "3", "4"]
+        [
+            "--method",
+            "mixed",
+            "--config",
+            str(tmp_path / "c.yaml"),
+            "--run-dir",
+            "x",
+            "--gamma",
+            "0.5",
+            "--difficulties",
+            "3",
+            "4",
+        ]
     )
-    assert (config.method, config.steps, config.gamma, config.epsilon, config.off_shaping) == ("mixed", 7, 0.5, 0.3, "none")
+    assert (config.method, config.steps, config.gamma, config.epsilon, config.off_shaping) == (
+        "mixed",
+        7,
+        0.5,
+        0.3,
+        "none",
+    )
     assert config.difficulties == (3, 4) and str(run_dir) == "x"
     assert parse_train(["--method", "on_policy", "--epsilon", "None", "--run-dir", "x"])[0].clip is None
 

@@ -11,7 +11,10 @@ from luffy.data import Problem, RowError, load_problems, problem_from_row, rende
 REFERENCE_ROW = {
     "data_source": "openr1",
     "prompt": [{"role": "system", "content": "Think."}, {"role": "user", "content": "What is 1+1?"}],
-    "target": [{"role": "assistant", "content": "<think>\nOne more.</think> \\boxed{2}"}, {"role": "assistant", "content": "b"}],
+    "target": [
+        {"role": "assistant", "content": "<think>\nOne more.</think> \\boxed{2}"},
+        {"role": "assistant", "content": "b"},
+    ],
     "ability": "math",
     "reward_model": {"ground_truth": "2", "style": "rule"},
     "extra_info": {"index": 0, "split": "default"},

@@ -46,9 +46,9 @@ def test_tiny_world_end_to_end(tiny):
     with Verifier(workers=1) as verifier:
         first = evaluate(tiny, MathReward(verifier, think=False), Config())
         assert first == evaluate(tiny, MathReward(verifier, think=False), Config())
-    assert set(first) == {"chain", "words", "flip", "prefix", "long"}
+    assert set(first) == {"chain", "words", "flip", "prefix"}
     assert all(len(result.right) == 10 for result in first.values())
-    assert first["words"].accuracy > first["long"].accuracy
+    assert first["words"].accuracy > first["chain"].accuracy  # it has easier problems
 
 
 def test_function_reward_sees_prompts_completions_and_columns(tiny):
@@ -59,7 +59,7 @@ def test_function_reward_sees_prompts_completions_and_columns(tiny):
         return [float(a in c) for a, c in zip(answer, completions, strict=True)]
 
     results = evaluate(tiny, FunctionReward(reward), Config(), samples=1)
-    assert len(calls) == 1 and all(len(column) == 50 for column in calls[0])
+    assert len(calls) == 1 and all(len(column) == 40 for column in calls[0])
     assert calls[0][0][0].endswith("?")
     assert sum(sum(r.right) for r in results.values()) > 0
     with pytest.raises(ValueError, match="returned 0 values"):

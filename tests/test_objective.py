@@ -28,7 +28,10 @@ def test_groups_in_any_order_and_with_gaps():
 @pytest.mark.parametrize("value", [0.0, 1.0])
 @pytest.mark.parametrize("scale", ["none", "group"])
 def test_group_without_spread_gets_zero(value, scale):
-    assert group_advantages(tensor(*[value] * 4), torch.zeros(4, dtype=torch.long), scale_rewards=scale).tolist() == [0] * 4
+    assert (
+        group_advantages(tensor(*[value] * 4), torch.zeros(4, dtype=torch.long), scale_rewards=scale).tolist()
+        == [0] * 4
+    )
 
 
 def test_scaled_by_unbiased_std():
@@ -84,7 +87,9 @@ def test_loss_by_hand():
             "off_ratio_max_clip_frac": 0,
         }
     )
-    clipped, metrics = policy_loss(logp, old, advantages, mask, off, off_shaping=REGULARIZED, clip=(0.2, 0.2), normalizer=10)
+    clipped, metrics = policy_loss(
+        logp, old, advantages, mask, off, off_shaping=REGULARIZED, clip=(0.2, 0.2), normalizer=10
+    )
     # ratio 1.5 with A = 1 is held at 1.2; ratio 0.5 with A = -1 at 0.8: PPO's pessimistic side
     assert clipped.item() == pytest.approx(-(1.2 - 0.8 + 0.4375) / 10)
     assert metrics["pg_clipfrac"] == 1
@@ -124,7 +129,12 @@ def test_teacher_probabilities_and_ratio_bounds():
 def test_on_policy_shaping(name):
     shape, p, old = shaping.get(name), 0.3, 0.6
     loss, _ = policy_loss(
-        tensor(math.log(p)), tensor(math.log(old)), tensor(2), torch.tensor([True]), torch.tensor([False]), on_shaping=shape
+        tensor(math.log(p)),
+        tensor(math.log(old)),
+        tensor(2),
+        torch.tensor([True]),
+        torch.tensor([False]),
+        on_shaping=shape,
     )
     assert loss.item() == pytest.approx(-2 * (shape(tensor(p)) / shape(tensor(old))).item())
 
@@ -179,7 +189,11 @@ def reference_loss(logp, old, advantages, mask, off, *, gamma, cliprange):
         else:
             ratio = (logp[i, j] - old[i, j]).exp()
             plain = -advantages[i, j] * ratio
-            total = total + (plain if cliprange is None else max(plain, -advantages[i, j] * ratio.clamp(1 - cliprange, 1 + cliprange)))
+            total = total + (
+                plain
+                if cliprange is None
+                else max(plain, -advantages[i, j] * ratio.clamp(1 - cliprange, 1 + cliprange))
+            )
     return total / 8192
 
 

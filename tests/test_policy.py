@@ -72,7 +72,9 @@ def test_packed_chunked_equals_plain_with_gradients(architecture, tied, temperat
         (logp @ weights + 0.3 * entropy @ weights.flip(0)).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, expected in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], expected, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradients[1][name], expected, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_sequences_do_not_see_each_other():

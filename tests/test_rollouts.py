@@ -42,15 +42,18 @@ def test_long_and_empty_prompts_are_left_out_and_counted(tiny):
 
 
 def test_every_problem_once_an_epoch_in_a_new_order():
-    epochs = [[i for step in range(first, first + 5) for i in draw_problems(10, 2, seed=3, step=step)] for first in (0, 5)]
+    epochs = [
+        [i for step in range(first, first + 5) for i in draw_problems(10, 2, seed=3, step=step)] for first in (0, 5)
+    ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
     assert epochs[0] != epochs[1]
     assert draw_problems(3, 7, seed=0, step=0)[:3] != [] and len(draw_problems(3, 7, seed=0, step=0)) == 7
 
 
-def plan(problems, num_generations=8, num_off_policy=1, step=0):
+def plan(problems, num_off_policy=1, supervised=False):
     return plan_groups(
-        problems, range(len(problems)), num_generations=num_generations, num_off_policy=num_off_policy, eos_id=EOS, seed=0, step=step
+        problems, range(len(problems)), num_generations=8, num_off_policy=num_off_policy, supervised=supervised,
+        eos_id=EOS, seed=0, step=0,
     )  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def test_group_is_rollouts_and_demonstrations(tiny):
 
 def test_supervised_groups_are_never_sampled(tiny):
     problems, _ = tokenized(tiny, [problem(), problem(traces=())])
-    demonstrations, requests, _ = plan(problems, num_generations=1, num_off_policy=1)
+    demonstrations, requests, _ = plan(problems, supervised=True)
     assert (len(demonstrations), requests) == (1, [])
 
 

@@ -24,8 +24,12 @@ def sample(model, reqs, *, temperature=1.0, max_new_tokens=12, seed=0, step=0, m
 def test_greedy_equals_generate(architecture, tied):
     model = random_model(architecture, tied)
     model.generation_config.eos_token_id = [1, 2]
-    for prompt, rollout in zip(PROMPTS, sample(model, [SamplingRequest(p, i, 0) for i, p in enumerate(PROMPTS)], temperature=0), strict=True):
-        expected = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=12)
+    for prompt, rollout in zip(
+        PROMPTS, sample(model, [SamplingRequest(p, i, 0) for i, p in enumerate(PROMPTS)], temperature=0), strict=True
+    ):
+        expected = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=12
+        )
         assert rollout.token_ids == expected[0, len(prompt) :].tolist()
 
 
@@ -52,7 +56,9 @@ def test_row_does_not_depend_on_the_rest_of_the_batch():
 
 def test_seed_and_step_change_the_draw():
     model, reqs = random_model("Qwen2"), requests()
-    draws = [[r.token_ids for r in sample(model, reqs, seed=seed, step=step)] for seed, step in ((0, 0), (1, 0), (0, 1))]
+    draws = [
+        [r.token_ids for r in sample(model, reqs, seed=seed, step=step)] for seed, step in ((0, 0), (1, 0), (0, 1))
+    ]
     assert draws[0] != draws[1] != draws[2] != draws[0]
     assert len({tuple(tokens) for tokens in draws[0][:5]}) > 1  # generations of one prompt differ
 

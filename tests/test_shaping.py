@@ -18,7 +18,13 @@ ALL = [
 
 @pytest.mark.parametrize(
     ("probability", "value", "weight"),
-    [(0.001, 0.00990099, 0.00980296), (0.05, 1 / 3, 2 / 9), (0.1, 0.5, 0.25), (0.5, 5 / 6, 0.05 / 0.36), (1, 1 / 1.1, 0.1 / 1.21)],
+    [
+        (0.001, 0.00990099, 0.00980296),
+        (0.05, 1 / 3, 2 / 9),
+        (0.1, 0.5, 0.25),
+        (0.5, 5 / 6, 0.05 / 0.36),
+        (1, 1 / 1.1, 0.1 / 1.21),
+    ],
 )
 def test_regularized_by_hand(probability, value, weight):
     shape, x = shaping.get("regularized", gamma=0.1), torch.tensor(probability, dtype=torch.float64)

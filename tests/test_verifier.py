@@ -146,7 +146,9 @@ def test_no_process_is_left_behind():
     scores, pids = done.stdout.splitlines()
     assert scores == "[1.0, 0.0]"
     time.sleep(0.5)
-    assert not any(os.path.exists(f"/proc/{pid}/cmdline") and open(f"/proc/{pid}/cmdline").read() for pid in pids.split())
+    assert not any(
+        os.path.exists(f"/proc/{pid}/cmdline") and open(f"/proc/{pid}/cmdline").read() for pid in pids.split()
+    )
 
 
 def test_lengths_must_agree(verifier):

@@ -1,0 +1,171 @@
+"""Pictures of runs: one look per method everywhere, live curves in a notebook, and the ablation's plots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from . import experiments
+from .experiments import Job, Status
+from .methods import METHODS
+from .shaping import Shaping
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, safe for the colour-blind; variants of a method share its colour and differ in the line.
+LOOKS: dict[str, dict[str, Any]] = {
+    "on_policy": dict(color="#0072B2", linestyle="-"),
+    "on_policy_shaping": dict(color="#56B4E9", linestyle="--"),
+    "on_policy_no_clip": dict(color="#56B4E9", linestyle=":"),
+    "mixed": dict(color="#E69F00", linestyle="-"),
+    "mixed_shaping": dict(color="#E69F00", linestyle="--"),
+    "luffy": dict(color="#D55E00", linestyle="-", linewidth=2.5),
+    "sft": dict(color="#009E73", linestyle="-"),
+    "rl_sft_loss": dict(color="#CC79A7", linestyle="-"),
+    "sft_rl": dict(color="#000000", linestyle="-"),
+}
+
+TITLES = {
+    "reward/on": "reward of rollouts",
+    "entropy/on": "entropy of rollouts (nats)",
+    "length/on": "length of rollouts (tokens)",
+    "eval/id": "validation accuracy, in distribution",
+    "eval/ood": "validation accuracy, out of distribution",
+    "off_policy_prob": "probability of trace tokens",
+    "pg_clipfrac": "share of clipped tokens",
+    "sft_loss": "negative log-likelihood of traces",
+}
+SPARSE = ("eval/",)  # measured every now and then: points joined, not smoothed
+
+
+def _axes(count: int, columns: int = 3, height: float = 3.0) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
+    figure, grid = plt.subplots(
+        rows,
+        min(columns, count),
+        figsize=(4.2 * min(columns, count), height * rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    plt.close(figure)  # whoever gets the figure shows it; otherwise a notebook would show it twice
+    axes = list(grid.flat)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure, axes[:count]
+
+
+def plot_curves(data: pd.DataFrame, metrics: Sequence[str], smooth: int = 9) -> Figure:
+    """One panel per metric over steps, one line per method: the mean over seeds and the range they span.
+
+    data: from experiments.curves. Dense metrics are smoothed by a centred rolling mean over `smooth` steps. Steps
+    without rollouts (supervised stages) leave gaps in metrics of rollouts.
+    """
+    figure, axes = _axes(len(metrics))
+    handles: dict[str, Any] = {}
+    for axis, metric in zip(axes, metrics, strict=True):
+        axis.set(title=TITLES.get(metric, metric), xlabel="step")
+        if metric not in data:
+            continue
+        shown = data.dropna(subset=[metric])
+        if metric.endswith("/on") and "groups/off_policy_share" in shown:
+            shown = shown[shown["groups/off_policy_share"] < 1]
+        for method in [m for m in METHODS if m in set(shown["method"])]:
+            table = shown[shown["method"] == method].pivot_table(index="step", columns="seed", values=metric)
+            if not metric.startswith(SPARSE):
+                table = table.rolling(smooth, min_periods=1, center=True).mean()
+            line = axis.plot(table.index, table.mean(axis=1), label=METHODS[method].label, **LOOKS[method])[0]
+            handles[method] = line
+            if table.shape[1] > 1:
+                low, high = table.min(axis=1), table.max(axis=1)
+                axis.fill_between(table.index, low, high, color=LOOKS[method]["color"], alpha=0.15, linewidth=0)
+        if metric.startswith(("reward", "eval")):
+            axis.set_ylim(bottom=0)
+    lines = [handles[m] for m in METHODS if m in handles]
+    if lines:
+        figure.legend(handles=lines, loc="outside lower center", ncols=min(5, len(lines)), frameon=False)
+    return figure
+
+
+def plot_accuracies(jobs: Sequence[Job]) -> Figure:
+    """Final accuracy of every method in and out of distribution; a dot per seed, a bar at their mean."""
+    table = experiments.results(jobs)
+    columns = [column for column in ("id", "ood") if column in table]
+    methods = [m for m in METHODS if m in set(table["method"])]
+    figure, axes = _axes(max(1, len(columns)), columns=2, height=0.8 + 0.33 * max(1, len(methods)))
+    for axis, column in zip(axes, columns, strict=False):
+        for place, method in enumerate(reversed(methods)):
+            values = 100 * table[table["method"] == method][column]
+            axis.barh(place, values.mean(), color=LOOKS[method]["color"], alpha=0.55)
+            axis.plot(values, np.full(len(values), place), "o", color="black", markersize=3)
+        axis.set_yticks(range(len(methods)), [METHODS[m].label for m in reversed(methods)])
+        where = "in distribution" if column == "id" else "out of distribution"
+        axis.set(title=f"accuracy {where} (%)", xlim=(0, 100))
+        axis.grid(axis="y", visible=False)
+    return figure
+
+
+def plot_shapings(shapings: dict[str, Shaping]) -> Figure:
+    """Loss and gradient weight of each shaping over the probability of the token (Fig. 2, middle and right)."""
+    import torch
+
+    probability = torch.linspace(1e-3, 1, 500, dtype=torch.float64)
+    figure, (loss, gradient) = _axes(2, columns=2)
+    for label, shape in shapings.items():
+        loss.plot(probability, shape(probability), label=label)
+        gradient.plot(probability, shape.gradient_weight(probability) * (1 - probability), label=label)
+    loss.set(title="loss weight f(π)", xlabel="probability of the token π")
+    gradient.set(title="gradient weight f'(π) π (1 − π)", xlabel="probability of the token π")
+    gradient.legend(frameon=False)
+    return figure
+
+
+def progress_line(statuses: Sequence[Status]) -> str:
+    """One line on how far a set of runs is."""
+    count = {state: sum(s.state == state for s in statuses) for state in ("complete", "running", "waiting", "failed")}
+    done = sum(status.step for status in statuses)
+    total = sum(status.job.total_steps for status in statuses)
+    return f"{done:,} of {total:,} steps · runs: " + ", ".join(
+        f"{number} {state}" for state, number in count.items() if number
+    )
+
+
+def follow(
+    updates: Iterable[list[Status]],
+    metrics: Sequence[str] = ("reward/on", "entropy/on", "length/on"),
+    every_s: float = 10,
+) -> list[Status]:
+    """Shows runs while they go on: a line and live curves in a notebook, a line now and then elsewhere.
+
+    updates: from experiments.run. Returns the last status. Interrupting it does not stop what is running.
+    """
+    from IPython import get_ipython
+    from IPython.display import display
+
+    notebook = get_ipython() is not None
+    line = display({"text/plain": ""}, raw=True, display_id=True) if notebook else None
+    picture = display({"text/plain": ""}, raw=True, display_id=True) if notebook else None
+    drawn, started, statuses = 0.0, time.monotonic(), []
+    for statuses in updates:
+        finished = all(status.state in ("complete", "failed") for status in statuses)
+        if not finished and drawn and time.monotonic() - drawn < every_s:
+            continue
+        drawn = time.monotonic()
+        text = f"{progress_line(statuses)} · {drawn - started:.0f} s"
+        if line is None or picture is None:
+            print(text, flush=True)
+            continue
+        line.update({"text/plain": text}, raw=True)
+        data = experiments.curves([status.job for status in statuses])
+        if len(data):
+            picture.update(plot_curves(data, metrics))
+    return statuses

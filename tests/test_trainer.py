@@ -1,0 +1,418 @@
+"""The training loop with real components: runs, resumes after real kills, refuses what it must."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luffy import METHODS, ConfigError, RunError, make_config, resume, train
+from luffy.batching import pack
+from luffy.engine import NonFiniteError
+from luffy.rollouts import Completion
+from luffy.runs import RunDirectory, damage
+from luffy.trainer import Trainer, rollout_metrics
+
+
+def comparable(rows):
+    """Metrics without what depends on the machine and its load."""
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "machine/"))} for row in rows]
+
+
+def weights(run):
+    return load_file(run.path / "final" / "model.safetensors")
+
+
+def assert_same_run(a, b):
+    assert comparable(a.metrics()) == comparable(b.metrics())
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert a.evaluation() == b.evaluation()
+
+
+@pytest.fixture(scope="module")
+def luffy_run(tmp_path_factory, short_run):
+    return train(make_config("luffy", **short_run), tmp_path_factory.mktemp("runs") / "luffy")
+
+
+# --- what a run leaves behind ----------------------------------------------------------------------------------------
+
+
+def test_run_directory(luffy_run, short_run):
+    assert luffy_run.is_complete
+    assert luffy_run.config() == make_config("luffy", **short_run)
+    manifest = json.loads((luffy_run.path / "manifest.json").read_text())
+    assert {"luffy", "packages", "machine", "seed"} <= manifest.keys()
+    rows = luffy_run.metrics()
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert {"eval/id", "eval/ood"} <= rows[0].keys() and {"eval/id", "time/eval"} <= rows[4].keys()
+    for name in (
+        "reward/on",
+        "reward/off",
+        "groups/all_wrong",
+        "entropy/on",
+        "entropy/off",
+        "off_ratio_mean",
+        "grad_norm",
+        "truncated/on",
+        "time/sample",
+        "time/update",
+        "machine/peak_memory_mb",
+        "total/generated_tokens",
+    ):
+        assert all(name in row for row in rows[1:]), name
+    assert [p.name for p in sorted((luffy_run.path / "checkpoints").iterdir())] == ["step-000002", "step-000004"]
+    assert {"chain", "words"} <= luffy_run.evaluation()["families"].keys()
+    sample = json.loads((luffy_run.path / "samples" / "step-000002.json").read_text())
+    assert len(sample) == 8 and [row["off_policy"] for row in sample[:4]] == [False, False, False, True]
+    assert sum(row["advantage"] for row in sample[:4]) == pytest.approx(0, abs=1e-5)
+
+
+def test_checkpoint_loads_with_plain_transformers(luffy_run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = luffy_run.path / "final"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "84+1?"}], tokenize=False)
+    assert model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=3).shape[1] == 8
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains(method, tmp_path, short_run):
+    values = {**short_run, "steps": 2, "final_eval_problems": 2}
+    run = train(make_config(method, **values), tmp_path / method)
+    rows = run.metrics()
+    assert run.is_complete and len(rows) == 3
+    assert all(row["grad_norm"] > 0 for row in rows[1:])
+    demonstrations = METHODS[method].fixed.get("num_off_policy", 1) > 0
+    assert all((row["groups/off_policy_share"] > 0) == demonstrations for row in rows[1:])
+    if method == "sft":
+        assert all(row["groups/off_policy_share"] == 1 for row in rows[1:])
+        assert "total/generated_tokens" not in rows[1]
+    if method == "sft_rl":
+        first = RunDirectory(run.path / "first_stage")
+        assert first.is_complete and first.config().supervised
+        trained = {name: not torch.equal(w, weights(first)[name]) for name, w in weights(run).items()}
+        assert any(trained.values())
+
+
+# --- the numbers -----------------------------------------------------------------------------------------------------
+
+
+def trainer(tmp_path, **values):
+    return Trainer(make_config(values.pop("method", "luffy"), **values), RunDirectory(tmp_path))
+
+
+def rows_of(trainer, step=0):
+    from luffy.rewards import make_reward
+
+    trainer.reward = make_reward(trainer.config)
+    rows = []
+    for row in trainer.sample(step):
+        trainer.submit(row)
+        rows.append(row)
+    for row, reward in zip(rows, trainer.reward.finish(), strict=True):
+        row.reward = reward
+    trainer.reward.close()
+    return sorted(rows, key=lambda row: (row.group, row.index))
+
+
+def gradient_of(tmp_path, rows=None, **values):
+    """The gradient that the first optimiser step of a configuration sees, and the rows it was computed from."""
+    one = trainer(tmp_path, num_problems=40, max_grad_norm=1e9, warmup_steps=0, **values)
+    rows = rows or rows_of(one)
+    gradients = {}
+    one.engine.optimizer.step = lambda: gradients.update({n: p.grad.clone() for n, p in one.model.named_parameters()})
+    one.update(rows, one.advantages(rows), one.old_logps(rows))
+    return gradients, rows
+
+
+@pytest.mark.parametrize("method", ["luffy", "rl_sft_loss"])
+def test_gradient_does_not_depend_on_micro_batches(tmp_path, method):
+    """Policy, entropy, SFT and KL terms together, in one micro-batch and in many."""
+    values = dict(method=method, rollout_batch_size=4, mini_batch_size=4, entropy_coef=0.01, beta=0.1)
+    whole, rows = gradient_of(tmp_path / "a", micro_batch_tokens=100_000, row_tokens=256, **values)
+    for micro_batch_tokens, row_tokens in [(64, 64), (200, 100)]:
+        split, _ = gradient_of(
+            tmp_path / "b", rows, micro_batch_tokens=micro_batch_tokens, row_tokens=row_tokens, **values
+        )
+        for name, gradient in whole.items():
+            torch.testing.assert_close(split[name], gradient, atol=1e-6, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_gradient_is_that_of_the_formulas(tmp_path):
+    """LUFFY's loss written out sequence by sequence with plain logits: shaped off, ratio on, entropy token mean."""
+    values = dict(rollout_batch_size=4, mini_batch_size=4, entropy_coef=0.01)
+    gradients, rows = gradient_of(tmp_path / "a", **values)
+    one = trainer(tmp_path / "b", num_problems=40, **values)
+    rewards = torch.tensor([row.reward for row in rows]).view(4, 8)
+    advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()
+    assert advantages.abs().max() > 0
+    tokens = sum(len(row.token_ids) for row in rows)
+    loss = 0.0
+    for row, advantage in zip(rows, advantages, strict=True):
+        ids, first = torch.tensor([row.prompt_ids + row.token_ids]), len(row.prompt_ids)
+        logp = one.model(ids).logits[0].log_softmax(-1)[first - 1 : -1]
+        taken = logp.gather(-1, ids[0, first:, None])[:, 0]
+        weight = taken.exp() / (taken.exp() + 0.1) if row.off_policy else (taken - taken.detach()).exp()
+        loss = loss - (weight * advantage).sum() / (len(rows) * one.config.max_completion_length)
+        loss = loss + 0.01 * (logp.exp() * logp).sum() / tokens
+    loss.backward()
+    for name, parameter in one.model.named_parameters():
+        torch.testing.assert_close(
+            gradients[name], parameter.grad, atol=2e-6, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_old_logps_from_sampler_and_policy_agree(tmp_path):
+    one = trainer(tmp_path, num_problems=40, rollout_batch_size=4, mini_batch_size=4)
+    rows = rows_of(one)
+    for row, sampled, computed in zip(rows, one.old_logps(rows), one.logprobs(one.model, rows), strict=True):
+        if not row.off_policy:
+            torch.testing.assert_close(sampled, computed, atol=1e-5, rtol=1e-5)
+
+
+def test_without_demonstrations_and_clip_luffy_is_dr_grpo(tmp_path):
+    """num_off_policy = 0: nothing of LUFFY is left but R - mean and the plain ratio."""
+    values = dict(rollout_batch_size=4, mini_batch_size=4, num_off_policy=0)
+    luffy, rows = gradient_of(tmp_path / "a", **values)
+    plain, _ = gradient_of(tmp_path / "b", rows, method="on_policy_no_clip", **{k: v for k, v in values.items()})
+    assert all(torch.equal(luffy[name], plain[name]) for name in luffy)
+
+
+def test_rl_sft_loss_takes_its_baseline_from_the_rollouts(tmp_path):
+    one = trainer(tmp_path, method="rl_sft_loss", num_problems=40)
+    rows = [
+        Completion(0, 0, i, [5], [1], off_policy=i == 3, truncated=False, reward=r) for i, r in enumerate([1, 0, 0, 1])
+    ]
+    assert one.advantages(rows).tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, 2 / 3])
+
+
+def test_kl_to_the_base_model_is_zero_at_the_start_and_grows(tmp_path, short_run):
+    run = train(
+        make_config("luffy", **{**short_run, "beta": 0.01, "learning_rate": 1e-3, "warmup_steps": 0}), tmp_path / "kl"
+    )
+    kl = [row["kl"] for row in run.metrics()[1:]]
+    assert kl[0] < kl[-1] and all(value >= 0 for value in kl)
+
+
+def test_rollout_metrics_by_hand():
+    rows = [
+        Completion(0, 0, 0, [5, 5], [3, 1], False, False, reward=1.0),
+        Completion(0, 0, 1, [5, 5], [3, 3, 3, 3], False, True, reward=0.0),
+        Completion(0, 0, 2, [5, 5], [3, 3, 1], True, False, reward=1.0),
+        Completion(1, 1, 0, [5], [1], False, False, reward=0.0),
+        Completion(1, 1, 1, [5], [1], False, False, reward=0.0),
+    ]
+    metrics = rollout_metrics(rows, torch.tensor([1 / 3, -2 / 3, 1 / 3, 0.0, 0.0]), num_off_policy=1)
+    assert metrics["reward/mean"] == 0.4 and metrics["reward/on"] == 0.25 and metrics["reward/off"] == 1.0
+    assert metrics["groups/all_wrong"] == 0.5 and metrics["groups/all_right"] == 0.0
+    assert metrics["length/on"] == 2.0 and metrics["length/off"] == 3.0 and metrics["length/max"] == 4
+    assert metrics["truncated/on"] == 0.25 and metrics["groups/off_policy_share"] == 0.2
+    assert metrics["groups/without_trace"] == 0.5
+    assert rollout_metrics([], torch.zeros(0), 1)["reward/mean"] == 0.0
+
+
+# --- determinism, death and resumption -------------------------------------------------------------------------------
+
+
+def test_same_configuration_same_bits(luffy_run, tmp_path):
+    assert_same_run(train(luffy_run.config(), tmp_path / "again"), luffy_run)
+
+
+def test_seed_changes_the_run(luffy_run, tmp_path):
+    other = train(luffy_run.config().replace(seed=1), tmp_path / "other")
+    assert comparable(other.metrics())[1:] != comparable(luffy_run.metrics())[1:]
+
+
+def kill_and_resume(directory, config, delays):
+    """Starts `luffy` as a user would, kills it after each delay (s, from the first sign of training), then resumes."""
+    run = RunDirectory(directory)
+    run.start(config, {})
+    command = [sys.executable, "-m", "luffy", "resume", str(directory)]
+    killed = 0
+    for delay in delays:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        known, deadline = len(run.metrics()), time.monotonic() + 60
+        while process.poll() is None and len(run.metrics()) <= known and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    return killed, run
+
+
+def test_killed_at_random_moments_equals_uninterrupted(tmp_path, short_run):
+    """kill -9, several times, at moments that differ between runs of this test; half of the steps write a checkpoint."""
+    config = make_config("luffy", **{**short_run, "steps": 14})
+    reference = train(config, tmp_path / "whole")
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    killed, run = kill_and_resume(tmp_path / "killed", config, [rng.uniform(0, 0.5) for _ in range(3)])
+    print(f"delays from seed {seed}, {killed} kills")
+    assert killed >= 1
+    assert_same_run(run, reference)
+
+
+def test_killed_during_a_checkpoint(tmp_path, short_run, luffy_run):
+    """A process that dies after writing half of a checkpoint leaves one that is not taken for whole."""
+    directory = tmp_path / "half"
+    code = (
+        "import os, sys, luffy.runs\n"
+        "from luffy import resume\n"
+        "write = luffy.runs.write_json\n"
+        "def dying(path, value):\n"
+        "    if path.name == 'checkpoint.json' and value['step'] == 4:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    write(path, value)\n"
+        "luffy.runs.write_json = dying\n"
+        "resume(sys.argv[1])\n"
+    )
+    run = RunDirectory(directory)
+    run.start(luffy_run.config(), {})
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True).returncode == -signal.SIGKILL
+    )
+    assert (directory / "checkpoints" / ".writing-step-000004").is_dir()
+    assert run.latest_checkpoint()[0] == 2
+    assert_same_run(resume(directory), luffy_run)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "missing", "list"])
+def test_damaged_checkpoint_is_passed_over(tmp_path, luffy_run, harm, caplog):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    newest = directory / "checkpoints" / "step-000004"
+    file = newest / "model.safetensors"
+    if harm == "cut":
+        os.truncate(file, 1000)
+    elif harm == "flip":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif harm == "missing":
+        (newest / "optimizer.pt").unlink()
+    else:
+        (newest / "checkpoint.json").write_text('{"step": 4')
+    assert damage(newest) is not None
+    run = resume(directory)
+    assert "is damaged" in caplog.text and "the one before it" in caplog.text
+    assert_same_run(run, luffy_run)
+
+
+def test_half_written_metrics_row_is_dropped(tmp_path, luffy_run):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    shutil.rmtree(directory / "checkpoints" / "step-000004")
+    with open(directory / "metrics.jsonl", "a") as handle:
+        handle.write('{"step": 5, "rew')
+    assert_same_run(resume(directory), luffy_run)
+
+
+def test_sft_rl_resumes_in_its_second_stage(tmp_path, short_run):
+    config = make_config("sft_rl", **short_run)
+    whole = train(config, tmp_path / "whole")
+    directory = tmp_path / "cut"
+    shutil.copytree(whole.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    shutil.rmtree(directory / "checkpoints" / "step-000004")
+    assert_same_run(resume(directory), whole)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_directory_of_another_configuration_is_refused(luffy_run):
+    with pytest.raises(RunError, match="differs in gamma"):
+        train(luffy_run.config().replace(gamma=0.3), luffy_run.path)
+
+
+def test_directory_in_use_is_refused(luffy_run):
+    with luffy_run.locked(), pytest.raises(RunError, match="another process"):
+        resume(luffy_run.path)
+
+
+def test_not_a_run_directory(tmp_path):
+    with pytest.raises(RunError, match="no config.json"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize("phase", ["sample", "update"])
+def test_non_finite_numbers_stop_the_run_and_harm_nothing(tmp_path, short_run, luffy_run, phase):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    shutil.rmtree(directory / "checkpoints" / "step-000004")
+    run = RunDirectory(directory)
+    one = Trainer(run.config(), run)
+    if phase == "sample":
+        with torch.no_grad():
+            next(one.model.parameters()).fill_(float("nan"))
+    else:
+        one.advantages = lambda rows: torch.full((len(rows),), float("inf"))
+    with pytest.raises(NonFiniteError, match=f"step 3, {phase}.*failed-step-000003"):
+        one.train()
+    saved = torch.load(directory / "failed-step-000003.pt", weights_only=True)
+    assert saved["phase"] == phase and isinstance(saved["rows"], list)
+    assert run.latest_checkpoint()[0] == 2 and not run.is_complete
+    assert_same_run(resume(directory), luffy_run)
+
+
+def test_other_data_than_before_is_refused(tmp_path, luffy_run, monkeypatch):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    monkeypatch.setattr("luffy.trainer.fingerprint", lambda problems: "other")
+    with pytest.raises(RunError, match="not the data"):
+        resume(directory)
+
+
+def test_unknown_reward_function(tmp_path, short_run):
+    with pytest.raises(ConfigError, match="no reward function"):
+        train(make_config("luffy", **short_run, reward="nowhere:reward"), tmp_path / "run")
+
+
+def test_own_reward_and_own_data(tmp_path, short_run, monkeypatch):
+    """A JSON-lines file in the plain schema, one row without a trace and one with two, and a user's reward."""
+    (tmp_path / "mine.py").write_text(
+        "def reward(prompts, completions, answer, level, **columns):\n"
+        "    return [0.5 * ('boxed' in c) + level_ for c, level_ in zip(completions, level)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [
+        {
+            "problem": "84+1?",
+            "answer": "85",
+            "traces": ["<think>84+1=85</think>\\boxed{85}", "\\boxed{85}"],
+            "level": 0,
+        },
+        {"problem": "84-1?", "answer": "83", "traces": [], "level": 0},
+        {"problem": "84-2?", "answer": "82", "traces": ["\\boxed{82}"], "level": 0},
+        {"problem": "84-3?", "answer": "81", "traces": ["\\boxed{81}"], "level": 0},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {**short_run, "dataset": str(tmp_path / "p.jsonl"), "eval_datasets": [str(tmp_path / "p.jsonl")]}
+    run = train(make_config("luffy", **values, reward="mine:reward", num_off_policy=2), tmp_path / "run")
+    rows = run.metrics()[1:]
+    assert all(row["groups/without_trace"] == 0.75 for row in rows)  # three of the four have fewer than two
+    assert all(row["reward/off"] == 0.5 for row in rows)
+    assert run.is_complete
+
+
+def test_packed_rows_hold_prompt_and_completion(tmp_path):
+    one = trainer(tmp_path, num_problems=40)
+    rows = rows_of(one)[:5]
+    [batch] = pack([row.sequence for row in rows], row_tokens=512, micro_batch_tokens=4096)
+    assert batch.targets[batch.token_index.argsort()].tolist() == [t for row in rows for t in row.token_ids]
