@@ -217,8 +217,7 @@ CHOICES = {
 }
 # Every number must be positive, but for these, which may be zero, and the ratio bounds, which may be anything.
 MAY_BE_ZERO = set(
-    "seed num_problems num_off_policy epsilon epsilon_high shaping_weight sft_loss_coef entropy_coef beta warmup_steps "
-    "weight_decay eval_steps final_eval_problems eval_temperature sample_steps".split()  # noqa: SIM905
+    ["seed", "num_problems", "num_off_policy", "epsilon", "epsilon_high", "shaping_weight", "sft_loss_coef", "entropy_coef", "beta", "warmup_steps", "weight_decay", "eval_steps", "final_eval_problems", "eval_temperature", "sample_steps"]
 )
 MAY_BE_ANYTHING = {"off_ratio_min", "off_ratio_max"}
 

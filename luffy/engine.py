@@ -36,7 +36,7 @@ def load_model(config: Config, path: str | Path | None = None) -> PreTrainedMode
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=config.attention)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.to(pick_device(config.device))
+    torch.nn.Module.to(model, pick_device(config.device))
     return model
 
 

@@ -159,7 +159,7 @@ class TransformersSampler:
     def _prefill(
         self, requests: list[SamplingRequest], max_new_tokens: int
     ) -> tuple[Tensor, list[_RoomyLayer], Tensor, Tensor]:
-        """Runs each distinct prompt once. Returns, a row per request: the last hidden state, the cache layers, which cache
+        """Runs each distinct prompt once. Returns, a row per request: last hidden state, cache layers, which cache
         entries a row sees (later ones are its own, hence visible), and the position of its last token."""
         device = self.model.device
         prompts = list(dict.fromkeys(r.prompt_ids for r in requests))

@@ -129,8 +129,9 @@ class _Worker:
 class Verifier:
     """Scores completions against ground truths in a few persistent processes.
 
-    `counts` says what happened so far: "checks" (asked of a worker), "cached", "prefiltered", "timeouts" (ended by the
-    worker's alarm or by the parent's deadline), "kills" (processes killed and replaced), "no_solution" (no closing tag).
+    `counts` says what happened so far: "checks" (asked of a worker), "cached", "prefiltered", "timeouts" (ended by
+    the worker's alarm or the parent's deadline), "kills" (processes killed and replaced), "no_solution" (no closing
+    tag).
     Whatever is not shown to be right is 0. Usable from any thread; use as a context manager, or call close().
     """
 

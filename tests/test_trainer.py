@@ -184,7 +184,7 @@ def test_without_demonstrations_and_clip_luffy_is_dr_grpo(tmp_path):
     """num_off_policy = 0: nothing of LUFFY is left but R - mean and the plain ratio."""
     values = dict(rollout_batch_size=4, mini_batch_size=4, num_off_policy=0)
     luffy, rows = gradient_of(tmp_path / "a", **values)
-    plain, _ = gradient_of(tmp_path / "b", rows, method="on_policy_no_clip", **{k: v for k, v in values.items()})
+    plain, _ = gradient_of(tmp_path / "b", rows, method="on_policy_no_clip", **values)
     assert all(torch.equal(luffy[name], plain[name]) for name in luffy)
 
 
@@ -253,7 +253,7 @@ def kill_and_resume(directory, config, delays):
 
 
 def test_killed_at_random_moments_equals_uninterrupted(tmp_path, short_run):
-    """kill -9, several times, at moments that differ between runs of this test; half of the steps write a checkpoint."""
+    """kill -9, several times, at moments that differ between runs of this test."""
     config = make_config("luffy", **{**short_run, "steps": 14})
     reference = train(config, tmp_path / "whole")
     seed = random.randrange(10**6)
@@ -345,7 +345,7 @@ def test_directory_in_use_is_refused(luffy_run):
 
 
 def test_not_a_run_directory(tmp_path):
-    with pytest.raises(RunError, match="no config.json"):
+    with pytest.raises(RunError, match=r"no config\.json"):
         resume(tmp_path)
 
 

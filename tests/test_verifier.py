@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import SHARED_DATA
@@ -30,7 +31,8 @@ RIGHT = [
 ]  # fmt: skip
 WRONG = [
     ("61", "16"), ("x<3", "x>3"), ("(1,2)", "(2,1)"), ("1/2004!", "1/2006!"), ("\\frac{1}{2004!}", "\\frac{1}{2006!}"),
-    ("1/2^{99}", "1/2^{98}"), ("1+1/2^{99}", "1+1/2^{98}"), ("0.0000001", "0.0000002"), ("0", "1e-9"), ("61", ""), ("61", "\\frac{"),
+    ("1/2^{99}", "1/2^{98}"), ("1+1/2^{99}", "1+1/2^{98}"), ("0.0000001", "0.0000002"), ("0", "1e-9"),
+    ("61", ""), ("61", "\\frac{"),
 ]  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def test_memory_bomb_is_confined():
         assert verifier.score([boxed("2^{2^{33}}")], ["61"]) == [0.0]
         worker = verifier._workers[0].process
         if worker is not None:
-            status = open(f"/proc/{worker.pid}/status").read()
+            status = Path(f"/proc/{worker.pid}/status").read_text()
             peak_mb = int(next(line for line in status.splitlines() if line.startswith("VmPeak")).split()[1]) / 1024
             assert peak_mb <= 701
         assert verifier.score([boxed(3)], ["3"]) == [1.0]
@@ -147,7 +149,7 @@ def test_no_process_is_left_behind():
     assert scores == "[1.0, 0.0]"
     time.sleep(0.5)
     assert not any(
-        os.path.exists(f"/proc/{pid}/cmdline") and open(f"/proc/{pid}/cmdline").read() for pid in pids.split()
+        path.exists() and path.read_text() for path in (Path(f"/proc/{pid}/cmdline") for pid in pids.split())
     )
 
 
