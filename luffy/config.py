@@ -101,7 +101,7 @@ class Config:
     sft_loss_coef: float = 0.0
     """Weight of the token-mean negative log-likelihood of the demonstrations."""
     entropy_coef: float = 1e-4
-    """Weight of the token-mean entropy bonus (docs/methods.md converts the reference's values)."""
+    """Weight of the token-mean entropy bonus (the README converts the reference's values)."""
     beta: float = 0.0
     """Weight of the token-mean KL divergence to the base model."""
     recompute_old_logp: bool = False
@@ -216,9 +216,13 @@ CHOICES = {
     "report_to": ("none", "tensorboard", "wandb", "trackio"),
 }
 # Every number must be positive, but for these, which may be zero, and the ratio bounds, which may be anything.
-MAY_BE_ZERO = set(
-    ["seed", "num_problems", "num_off_policy", "epsilon", "epsilon_high", "shaping_weight", "sft_loss_coef", "entropy_coef", "beta", "warmup_steps", "weight_decay", "eval_steps", "final_eval_problems", "eval_temperature", "sample_steps"]
-)
+# fmt: off
+MAY_BE_ZERO = {
+    "seed", "num_problems", "num_off_policy", "epsilon", "epsilon_high", "shaping_weight", "sft_loss_coef",
+    "entropy_coef", "beta", "warmup_steps", "weight_decay", "eval_steps", "final_eval_problems",
+    "eval_temperature", "sample_steps",
+}
+# fmt: on
 MAY_BE_ANYTHING = {"off_ratio_min", "off_ratio_max"}
 
 

@@ -178,8 +178,8 @@ def is_running(run_dir: Path) -> bool:
 
 
 def _start(job: Job, slot: dict[str, str]) -> subprocess.Popen[bytes]:
-    job.run_dir.mkdir(parents=True, exist_ok=True)
-    job.run.start(job.config, make_manifest(stages(job.config, job.run_dir)[-1][0]))
+    if not (job.run_dir / "config.json").exists():
+        job.run.start(job.config, make_manifest(job.config))
     # A session of its own: an interrupt of the notebook, or its end, does not reach the run.
     with open(job.run_dir / "log.txt", "ab") as output:
         return subprocess.Popen(

@@ -77,8 +77,10 @@ def plot_curves(data: pd.DataFrame, metrics: Sequence[str], smooth: int = 9) -> 
         if metric not in data:
             continue
         shown = data.dropna(subset=[metric])
-        if metric.endswith("/on") and "groups/off_policy_share" in shown:
+        if metric.endswith("/on"):
             shown = shown[shown["groups/off_policy_share"] < 1]
+        if metric.startswith("off_"):
+            shown = shown[shown[metric] > 0]  # 0 says that no demonstration took part in the policy loss
         for method in [m for m in METHODS if m in set(shown["method"])]:
             table = shown[shown["method"] == method].pivot_table(index="step", columns="seed", values=metric)
             if not metric.startswith(SPARSE):
