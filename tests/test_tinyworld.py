@@ -1,3 +1,4 @@
+import hashlib
 import random
 
 import pytest
@@ -5,7 +6,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luffy import tinyworld
 from luffy.engine import TINY_MODEL
-from luffy.pretrain import Recipe, document
+from luffy.pretrain import Recipe, document, pretrain
+from luffy.rollouts import completion_text
+from luffy.sampling import SamplingRequest, TransformersSampler
 from luffy.tinyworld import FAMILIES, Chain, make_problems, make_tokenizer, teacher_trace, worked_steps, write_chain
 from luffy.verifier import solution
 
@@ -83,6 +86,38 @@ def test_shipped_model_loads_with_plain_transformers(tiny):
     text = "eight four plus one ?<think>84+1=85wait3</think>\\boxed{85}"
     assert tokenizer.encode(text) == make_tokenizer().encode(text)
     assert sum(f.stat().st_size for f in TINY_MODEL.iterdir()) < 3e6
+
+
+def test_shipped_weights_are_those_of_the_model_card():
+    digest = hashlib.sha256((TINY_MODEL / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (TINY_MODEL / "README.md").read_text()
+
+
+def test_shipped_model_has_the_skill_but_not_the_habit(tiny):
+    """After `#` it works step by step, after `?` it answers at once: right for two operations now and then, not four."""
+    model, tokenizer = tiny
+    sampler = TransformersSampler(model, eos_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id)
+    shares = {}
+    for cue, difficulty in [("#", 5), ("?", 5), ("?", 3)]:
+        problems = make_problems("chain", "eval", 60, difficulties=(difficulty,))
+        prompts = [tuple(tokenizer.encode(p.prompt[0]["content"][:-1] + cue)) for p in problems]
+        requests = [SamplingRequest(prompt, i, 0) for i, prompt in enumerate(prompts)]
+        texts = {}
+        for i, rollout in sampler.sample(requests, max_new_tokens=64, temperature=1.0, seed=0, step=0):
+            texts[i] = completion_text(rollout.token_ids, tokenizer)
+        ends = [texts[i].rstrip("}").replace("{", "=").rsplit("=", 1)[-1] for i in range(len(problems))]
+        shares[cue, difficulty] = sum(end == p.answer for end, p in zip(ends, problems, strict=True)) / len(problems)
+        if cue == "?":
+            assert sum("<think>" in text for text in texts.values()) <= 1
+    assert shares["#", 5] > 0.8 and shares["?", 5] < 0.15 and 0.1 < shares["?", 3] < 0.6
+
+
+def test_pretraining_starts_to_learn(tmp_path, capsys):
+    """The command that made the shipped model, for a few updates: it writes a model that transformers loads."""
+    pretrain("tiny", tmp_path, seed=3, recipe=Recipe(updates=100, primitive_updates=60, batch_size=16))
+    loss = float(capsys.readouterr().out.split("loss ")[1].split()[0])
+    assert loss < 2.5  # from log(44) = 3.8
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() < 0.5e6
 
 
 def test_sizes():
