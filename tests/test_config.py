@@ -33,7 +33,7 @@ def test_the_nine_methods_differ_as_the_paper_says():
     assert table["mixed_shaping"] == (8, 1, True, "regularized", "none", clip, 0, "union")
     assert table["luffy"] == (8, 1, True, "regularized", "none", None, 0, "union")
     assert make_config("sft").supervised and table["sft"][1:3] == (1, False) and table["sft"][6] == 1
-    assert table["rl_sft_loss"] == (8, 1, False, "regularized", "none", None, 1, "on_policy")
+    assert table["rl_sft_loss"] == (8, 1, False, "regularized", "none", None, 0.03, "on_policy")
     assert table["sft_rl"] == table["on_policy"]
     assert len(METHODS) == 9
 
