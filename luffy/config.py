@@ -279,6 +279,10 @@ def check_values(config: Config) -> None:
         raise ConfigError(
             f"num_off_policy = num_generations = {config.num_generations} leaves no rollout: use supervised"
         )
+    if config.precision == "bfloat16" and not (config.supervised or config.recompute_old_logp):
+        raise ConfigError(
+            "precision bfloat16 needs recompute_old_logp: the sampler's log-probs are of another precision"
+        )
     if config.epsilon is None and config.epsilon_high is not None:
         raise ConfigError("epsilon_high without epsilon: give both, or neither for no clip")
     if config.epsilon is not None and config.epsilon >= 1:

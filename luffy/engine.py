@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,12 @@ def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS and those of the model's generation config."""
+    more = model.generation_config.eos_token_id if model.generation_config else None
+    return sorted({tokenizer.eos_token_id, *([more] if isinstance(more, int) else more or [])})
+
+
 def learning_rate_factor(update: int, total: int, warmup: int, schedule: str) -> float:
     """Factor on the peak learning rate at optimiser step `update` (from 0) of `total`."""
     if update < warmup:
@@ -76,10 +83,16 @@ class TorchEngine:
             weight_decay=config.weight_decay,
         )
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """The precision of forward passes."""
-        device = self.model.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bfloat16")
+    @contextmanager
+    def forward_context(self) -> Iterator[None]:
+        """Around a forward pass of the trainer: its precision, and training mode if activations are recomputed.
+
+        transformers recomputes activations only in training mode, in which it in turn refuses to sample with a cache.
+        """
+        self.model.train(self.config.gradient_checkpointing)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            yield
+        self.model.eval()
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of one micro-batch's share of the loss. Raises NonFiniteError."""

@@ -7,11 +7,11 @@ configuration, so other parameters are other runs.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -161,20 +161,16 @@ def _status(job: Job, is_child: bool, failed: set[Path]) -> Status:
     elif job.run.is_complete:
         state = "complete"
     else:
-        state = "running" if is_child or is_running(job.run_dir) else "waiting"
+        state = "running" if is_child or job.run.pid() is not None else "waiting"
     return Status(job, state, last.get("step", 0), last)
 
 
-def is_running(run_dir: Path) -> bool:
-    """Whether some process is training in the directory."""
-    try:
-        with open(run_dir / "lock") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+def stop(jobs: Iterable[Job]) -> int:
+    """Ends the runs that are going on (SIGTERM) and returns how many there were; they can be gone on with by `run`."""
+    pids = [pid for pid in (job.run.pid() for job in jobs) if pid is not None]
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    return len(pids)
 
 
 def _start(job: Job, slot: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -38,7 +38,9 @@ METHODS: dict[str, Method] = {
     "mixed_shaping": Method("Mixed-Policy RL + Shaping", values=dict(epsilon=CLIP)),
     "luffy": Method("LUFFY"),  # mixed, shaping, no clip: the defaults
     "sft": Method("SFT", SFT, SFT_VALUES),
-    "rl_sft_loss": Method("RL w/ SFT Loss", dict(off_policy_loss=False, baseline="on_policy"), dict(sft_loss_coef=0.03)),
+    "rl_sft_loss": Method(
+        "RL w/ SFT Loss", dict(off_policy_loss=False, baseline="on_policy"), dict(sft_loss_coef=0.03)
+    ),
     "sft_rl": Method("SFT+RL", ON_POLICY, dict(epsilon=CLIP), first_stage={**SFT, **SFT_VALUES}),
 }
 

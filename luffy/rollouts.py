@@ -5,12 +5,13 @@ Off-policy rows are never generated. Which trace a problem contributes is drawn 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from .batching import TokenSequence
 from .data import Problem, render_prompt
@@ -176,3 +177,45 @@ def completion_text(token_ids: Sequence[int], tokenizer: Any) -> str:
     if ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     return tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def rollout_metrics(rows: Sequence[Completion], advantages: Tensor, num_off_policy: int) -> dict[str, float]:
+    """What the sampled groups look like: rewards, advantages, lengths; shares are of rows or of groups. 0 where empty.
+
+    groups/all_right and all_wrong look at rollouts only (where there are any); groups/without_trace is the share of
+    groups with fewer than num_off_policy demonstrations.
+    """
+    on = [row for row in rows if not row.off_policy]
+    off = [row for row in rows if row.off_policy]
+    groups: defaultdict[int, list[float]] = defaultdict(list)
+    for row in on or off:
+        groups[row.group].append(row.reward)
+    lengths = {name: [len(r.token_ids) for r in part] for name, part in {"mean": rows, "on": on, "off": off}.items()}
+    prompts = [len(row.prompt_ids) for row in rows]
+    demonstrations = Counter(row.group for row in off)
+    return {
+        "reward/mean": mean([row.reward for row in rows]),
+        "reward/on": mean([row.reward for row in on]),
+        "reward/off": mean([row.reward for row in off]),
+        "groups/all_right": mean([min(rewards) > 0.5 for rewards in groups.values()]),
+        "groups/all_wrong": mean([max(rewards) <= 0.5 for rewards in groups.values()]),
+        "groups/off_policy_share": mean([row.off_policy for row in rows]),
+        "groups/without_trace": mean([demonstrations[group] < num_off_policy for group in {row.group for row in rows}]),
+        "advantage/mean": mean(advantages),
+        "advantage/max": max(advantages.tolist(), default=0.0),
+        "advantage/min": min(advantages.tolist(), default=0.0),
+        **{f"length/{name}": mean(values) for name, values in lengths.items()},
+        "length/max": max(lengths["mean"], default=0),
+        "length/min": min(lengths["mean"], default=0),
+        "length/prompt": mean(prompts),
+        "length/prompt_max": max(prompts, default=0),
+        "truncated/on": mean([row.truncated for row in on]),
+        "truncated/off": mean([row.truncated for row in off]),
+    }
+
+
+def mean(values: Sequence[float] | Tensor) -> float:
+    """The mean as a float, 0 of nothing."""
+    if isinstance(values, Tensor):
+        return values.mean().item() if len(values) else 0.0
+    return float(sum(values) / len(values)) if values else 0.0

@@ -23,6 +23,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,12 +88,31 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Holds the directory for this process; the lock ends with it, however it ends. Raises RunError if taken."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"another process is training in {self.path}") from None
+        with open(self.path / "lock", "a") as handle:
+            for attempt in range(10):  # whoever only looks whether the lock is taken holds it for an instant
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == 9:
+                        raise RunError(f"another process is training in {self.path}") from None
+                    time.sleep(0.05)
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
             yield
+
+    def pid(self) -> int | None:
+        """The process that is training in the directory, or None."""
+        try:
+            with open(self.path / "lock") as handle:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return int(handle.read() or 0) or None
+        except FileNotFoundError:
+            pass
+        return None
 
     def start(self, config: Config, manifest: dict[str, Any]) -> None:
         """Writes the configuration and the manifest, or checks that the ones there are of the same configuration."""
@@ -107,6 +127,12 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "manifest.json", manifest)
         write_json(self.path / "config.json", config.to_dict())
+
+    def add_to_manifest(self, **facts: Any) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        path = self.path / "manifest.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, {**known, **facts})
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with open(self.path / "metrics.jsonl", "a") as handle:

@@ -25,7 +25,7 @@ import logging
 import math
 import resource
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,11 +38,20 @@ from . import evaluation, methods, reporting, tinyworld
 from .batching import MicroBatch, pack
 from .config import TINYWORLD, Config
 from .data import Problem, fingerprint, load_problems
-from .engine import NonFiniteError, TorchEngine, load_model, load_tokenizer, pick_device
+from .engine import NonFiniteError, TorchEngine, eos_ids, load_model, load_tokenizer, pick_device
 from .objective import group_advantages, policy_loss
 from .policy import token_logprobs
 from .rewards import make_reward
-from .rollouts import Completion, completion_text, draw_problems, from_rollout, plan_groups, tokenize_problems
+from .rollouts import (
+    Completion,
+    completion_text,
+    draw_problems,
+    from_rollout,
+    mean,
+    plan_groups,
+    rollout_metrics,
+    tokenize_problems,
+)
 from .runs import RunDirectory, RunError, make_manifest
 from .sampling import TransformersSampler
 
@@ -75,7 +84,7 @@ class Trainer:
             torch.set_num_threads(config.num_threads)
         self.tokenizer = load_tokenizer(config)
         problems = training_problems(config)
-        self.problems, self.counts = tokenize_problems(
+        self.problems, counts = tokenize_problems(
             problems,
             self.tokenizer,
             template=config.template,
@@ -83,10 +92,18 @@ class Trainer:
             max_completion_length=config.max_completion_length,
             long_traces=config.long_traces,
         )
-        log.info("training problems: %s", dict(self.counts))
-        if config.supervised and self.counts["traces"] == 0:
-            raise ValueError(f"{config.dataset} has no traces to fine-tune on")
+        if config.supervised:
+            self.problems = [problem for problem in self.problems if problem.traces]
+            if not self.problems:
+                raise ValueError(f"{config.dataset} has no traces to fine-tune on")
+        log.info("training problems: %s", dict(counts))
         self.fingerprint = fingerprint(problems)
+        run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts})
+        self.families = evaluation.tokenize_families(
+            evaluation.evaluation_problems(config, max(config.eval_problems, config.final_eval_problems)),
+            self.tokenizer,
+            config,
+        )
         self.start_step, self.totals = 0, Counter[str]()
         found = run.latest_checkpoint()
         updates = config.steps * config.rollout_batch_size // config.mini_batch_size
@@ -102,11 +119,11 @@ class Trainer:
         self.reference = load_model(config).requires_grad_(False) if config.beta else None
         self.sampler = TransformersSampler(
             self.model,
-            eos_ids=[self.tokenizer.eos_token_id],
+            eos_ids=eos_ids(self.model, self.tokenizer),
             pad_id=self.tokenizer.pad_token_id,
             max_rows=config.sampler_rows,
         )
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = {}
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -137,6 +154,7 @@ class Trainer:
                     *(done, config.steps, row["reward/mean"], row["length/mean"], row["entropy"], row["time/step"]),
                 )
             run.link_final(config.steps)
+            run.add_to_manifest(seconds=seconds_per_phase(run.metrics()))
             run.complete(self.final_evaluation())
         finally:
             self.reward.close()
@@ -172,7 +190,7 @@ class Trainer:
             raise NonFiniteError(f"step {step + 1}, {phase}: {error}. The batch is in {saved}") from error
         if config.sample_steps and (step + 1) % config.sample_steps == 0:
             self.run_dir.write_samples(step + 1, self.readable(rows, advantages))
-        metrics = {name: _mean([update[name] for update in updates]) for name in updates[0]} if updates else {}
+        metrics = {name: mean([update[name] for update in updates]) for name in updates[0]} if updates else {}
         return (
             rollout_metrics(rows, advantages, config.num_off_policy)
             | metrics
@@ -265,7 +283,7 @@ class Trainer:
         kl = 0.0
         for batch in self.packed(rows):
             at, batch = batch.token_index.to(device), batch.to(device)
-            with self.engine.autocast():
+            with self.engine.forward_context():
                 logp, entropy = self.token_logprobs(self.model, batch)
             loss, _ = policy_term(logp, at)
             off = off_policy[at]
@@ -288,12 +306,12 @@ class Trainer:
             metrics
             | policy_term(logps, slice(None))[1]
             | {
-                "sft_loss": _mean(-logps[off_policy]),
+                "sft_loss": mean(-logps[off_policy]),
                 "kl": kl,
-                "entropy": _mean(entropies),
-                "entropy/on": _mean(entropies[~off_policy]),
-                "entropy/off": _mean(entropies[off_policy]),
-                "old_logp_gap/mean": _mean(gap),
+                "entropy": mean(entropies),
+                "entropy/on": mean(entropies[~off_policy]),
+                "entropy/off": mean(entropies[off_policy]),
+                "old_logp_gap/mean": mean(gap),
                 "old_logp_gap/max": gap.max().item() if len(gap) else 0.0,
             }
         )
@@ -318,7 +336,7 @@ class Trainer:
         lengths = [len(row.token_ids) for row in rows]
         flat = torch.empty(sum(lengths))
         for batch in self.packed(rows):
-            with self.engine.autocast():
+            with self.engine.forward_context():
                 flat[batch.token_index] = self.token_logprobs(model, batch.to(model.device))[0].cpu()
         return list(flat.split(lengths))
 
@@ -399,47 +417,10 @@ class Trainer:
             self.seconds[phase] = time.perf_counter() - started
 
 
-def rollout_metrics(rows: Sequence[Completion], advantages: Tensor, num_off_policy: int) -> dict[str, float]:
-    """What the sampled groups look like: rewards, advantages, lengths; shares are of rows or of groups. 0 where empty.
-
-    groups/all_right and all_wrong look at rollouts only (where there are any); groups/without_trace is the share of
-    groups with fewer than num_off_policy demonstrations.
-    """
-    on = [row for row in rows if not row.off_policy]
-    off = [row for row in rows if row.off_policy]
-    groups: defaultdict[int, list[float]] = defaultdict(list)
-    for row in on or off:
-        groups[row.group].append(row.reward)
-    lengths = {name: [len(r.token_ids) for r in part] for name, part in {"mean": rows, "on": on, "off": off}.items()}
-    prompts = [len(row.prompt_ids) for row in rows]
-    demonstrations = Counter(row.group for row in off)
-    return {
-        "reward/mean": _mean([row.reward for row in rows]),
-        "reward/on": _mean([row.reward for row in on]),
-        "reward/off": _mean([row.reward for row in off]),
-        "groups/all_right": _mean([min(rewards) > 0.5 for rewards in groups.values()]),
-        "groups/all_wrong": _mean([max(rewards) <= 0.5 for rewards in groups.values()]),
-        "groups/off_policy_share": _mean([row.off_policy for row in rows]),
-        "groups/without_trace": _mean(
-            [demonstrations[group] < num_off_policy for group in {row.group for row in rows}]
-        ),
-        "advantage/mean": _mean(advantages),
-        "advantage/max": max(advantages.tolist(), default=0.0),
-        "advantage/min": min(advantages.tolist(), default=0.0),
-        **{f"length/{name}": _mean(values) for name, values in lengths.items()},
-        "length/max": max(lengths["mean"], default=0),
-        "length/min": min(lengths["mean"], default=0),
-        "length/prompt": _mean(prompts),
-        "length/prompt_max": max(prompts, default=0),
-        "truncated/on": _mean([row.truncated for row in on]),
-        "truncated/off": _mean([row.truncated for row in off]),
-    }
-
-
-def _mean(values: Sequence[float] | Tensor) -> float:
-    if isinstance(values, Tensor):
-        return values.mean().item() if len(values) else 0.0
-    return float(sum(values) / len(values)) if values else 0.0
+def seconds_per_phase(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The sums of the time/... columns of a run's metrics."""
+    phases = sorted({name for row in rows for name in row if name.startswith("time/")})
+    return {name.removeprefix("time/"): round(sum(row.get(name, 0.0) for row in rows), 3) for name in phases}
 
 
 def train(config: Config, run_dir: str | Path) -> RunDirectory:
@@ -449,13 +430,13 @@ def train(config: Config, run_dir: str | Path) -> RunDirectory:
     """
     run = RunDirectory(run_dir)
     with run.locked():
+        run.start(config, make_manifest(config))
         for stage, path in methods.stages(config, run.path):
-            stage_run = RunDirectory(path)
-            last = path == run.path
-            stage_run.start(config if last else stage, make_manifest(stage))
-            if stage_run.is_complete:
-                continue
-            Trainer(stage, stage_run).train()
+            stage_run = run if path == run.path else RunDirectory(path)
+            if stage_run is not run:
+                stage_run.start(stage, make_manifest(stage))
+            if not stage_run.is_complete:
+                Trainer(stage, stage_run).train()
     return run
 
 

@@ -71,6 +71,7 @@ def test_shaping_takes_its_parameter():
         ({"epsilon": 1.0}, "below 1"),
         ({"off_ratio_min": 0.5, "off_ratio_max": 0.1}, "exceeds off_ratio_max"),
         ({"num_off_policy": 8}, "leaves no rollout"),
+        ({"precision": "bfloat16"}, "needs recompute_old_logp"),
         ({"supervised": True}, "supervised training needs"),
         ({"reward": "mine"}, "module:function"),
         ({"difficulties": 3}, "must be a list"),

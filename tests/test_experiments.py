@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 from luffy import METHODS, experiments, plots
-from luffy.experiments import RunsFailedError, as_value, interval, is_running, load_preset, make_jobs
+from luffy.experiments import RunsFailedError, as_value, interval, load_preset, make_jobs
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 def last(updates):
-    for statuses in updates:
-        pass
+    *_, statuses = updates
     return statuses
 
 
@@ -33,7 +32,7 @@ def test_runs_are_child_processes_in_directories_of_their_own(jobs):
     assert len({job.run_dir for job in jobs}) == 6
     for job in jobs:
         assert job.run.is_complete and (job.run_dir / "log.txt").read_text()
-        assert not is_running(job.run_dir)
+        assert job.run.pid() is None
 
 
 def test_running_again_starts_nothing(jobs):
@@ -97,7 +96,7 @@ def test_abandoned_iteration_leaves_the_run_alone_and_another_watches_it(tmp_pat
         if statuses[0].step >= 1:
             break
     updates.close()
-    assert is_running(job.run_dir) or job.run.is_complete
+    assert job.run.pid() or job.run.is_complete
     assert last(experiments.run([job], poll_s=0.2))[0].state == "complete"
     assert (job.run_dir / "log.txt").read_text().count("training problems") == 1  # started once
 
@@ -115,6 +114,18 @@ def test_killed_run_is_resumed(tmp_path, short_run):
     assert not job.run.is_complete
     assert last(experiments.run([job], poll_s=0.2))[0].state == "complete"
     assert [row["step"] for row in job.rows()] == list(range(13))
+
+
+def test_stopped_run_goes_on_later(tmp_path, short_run):
+    [job] = make_jobs(["luffy"], [0], tmp_path, **{**short_run, "steps": 12})
+    updates = experiments.run([job], poll_s=0.1)
+    while next(updates)[0].step < 2:
+        pass
+    assert experiments.stop([job]) == 1
+    with pytest.raises(RunsFailedError):
+        last(updates)
+    assert not job.run.is_complete and experiments.stop([job]) == 0
+    assert last(experiments.run([job], poll_s=0.2))[0].state == "complete"
 
 
 def test_failed_run_is_reported_and_the_others_are_completed(tmp_path, short_run):

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from luffy import METHODS, ConfigError, RunError, make_config, resume, train
 from luffy.batching import pack
 from luffy.engine import NonFiniteError
-from luffy.rollouts import Completion
+from luffy.rollouts import Completion, rollout_metrics
 from luffy.runs import RunDirectory, damage
-from luffy.trainer import Trainer, rollout_metrics
+from luffy.trainer import Trainer
 
 
 def comparable(rows):
@@ -49,7 +49,8 @@ def test_run_directory(luffy_run, short_run):
     assert luffy_run.is_complete
     assert luffy_run.config() == make_config("luffy", **short_run)
     manifest = json.loads((luffy_run.path / "manifest.json").read_text())
-    assert {"luffy", "packages", "machine", "seed"} <= manifest.keys()
+    assert {"luffy", "packages", "machine", "seed", "data", "seconds"} <= manifest.keys()
+    assert manifest["data"]["problems"] == 40 and manifest["seconds"]["update"] > 0
     rows = luffy_run.metrics()
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert {"eval/id", "eval/ood"} <= rows[0].keys() and {"eval/id", "time/eval"} <= rows[4].keys()
@@ -196,6 +197,30 @@ def test_rl_sft_loss_takes_its_baseline_from_the_rollouts(tmp_path):
     assert one.advantages(rows).tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, 2 / 3])
 
 
+def test_gradient_checkpointing_recomputes_and_changes_nothing(tmp_path, monkeypatch):
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+    values = dict(rollout_batch_size=4, mini_batch_size=4)
+    plain, rows = gradient_of(tmp_path / "a", **values)
+    calls, forward = [], Qwen2DecoderLayer.forward
+    monkeypatch.setattr(Qwen2DecoderLayer, "forward", lambda *a, **k: calls.append(0) or forward(*a, **k))
+    gradient_of(tmp_path / "b", rows, **values)
+    without = len(calls)
+    recomputed, _ = gradient_of(tmp_path / "c", rows, gradient_checkpointing=True, **values)
+    assert len(calls) == 3 * without
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, atol=1e-7, rtol=1e-4)
+
+
+def test_bfloat16_and_checkpointing_train(tmp_path, short_run):
+    values = dict(steps=2, precision="bfloat16", recompute_old_logp=True, gradient_checkpointing=True)
+    run = train(make_config("luffy", **{**short_run, **values}), tmp_path / "run")
+    assert run.is_complete and {w.dtype for w in weights(run).values()} == {torch.float32}
+    full = train(make_config("luffy", **{**short_run, "steps": 2}), tmp_path / "full")
+    loss, expected = (r.metrics()[1]["sft_loss"] for r in (run, full))
+    assert loss != expected and loss == pytest.approx(expected, rel=0.02)
+
+
 def test_kl_to_the_base_model_is_zero_at_the_start_and_grows(tmp_path, short_run):
     run = train(
         make_config("luffy", **{**short_run, "beta": 0.01, "learning_rate": 1e-3, "warmup_steps": 0}), tmp_path / "kl"
@@ -321,6 +346,20 @@ def test_half_written_metrics_row_is_dropped(tmp_path, luffy_run):
     assert_same_run(resume(directory), luffy_run)
 
 
+def test_sft_rl_killed_in_its_first_stage_resumes(tmp_path, short_run):
+    """Started by train(), not prepared by anybody: the directory must be resumable from its first moment."""
+    config = make_config("sft_rl", **short_run)
+    code = (
+        "import json, os, sys, luffy.trainer\n"
+        "from luffy.config import from_dict\n"
+        "luffy.trainer.Trainer.train_step = lambda self, step: os.kill(os.getpid(), 9)\n"
+        "luffy.trainer.train(from_dict(json.loads(sys.argv[1])), sys.argv[2])\n"
+    )
+    arguments = [sys.executable, "-c", code, json.dumps(config.to_dict()), str(tmp_path / "killed")]
+    assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+    assert resume(tmp_path / "killed").is_complete
+
+
 def test_sft_rl_resumes_in_its_second_stage(tmp_path, short_run):
     config = make_config("sft_rl", **short_run)
     whole = train(config, tmp_path / "whole")
@@ -409,6 +448,17 @@ def test_own_reward_and_own_data(tmp_path, short_run, monkeypatch):
     assert all(row["groups/without_trace"] == 0.75 for row in rows)  # three of the four have fewer than two
     assert all(row["reward/off"] == 0.5 for row in rows)
     assert run.is_complete
+
+
+def test_supervised_run_leaves_out_problems_without_a_trace(tmp_path, short_run):
+    rows = [{"problem": f"84+{i}?", "answer": str(84 + i), "traces": ["\\boxed{1}"] * (i == 1)} for i in range(1, 6)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    values = {**short_run, "dataset": str(tmp_path / "p.jsonl"), "steps": 2}
+    assert len(trainer(tmp_path / "a", method="sft", **values).problems) == 1
+    assert train(make_config("sft", **values), tmp_path / "run").is_complete
+    (tmp_path / "p.jsonl").write_text(json.dumps(rows[1]))
+    with pytest.raises(ValueError, match="no traces"):
+        trainer(tmp_path / "b", method="sft", **values)
 
 
 def test_packed_rows_hold_prompt_and_completion(tmp_path):
