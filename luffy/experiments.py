@@ -158,10 +158,10 @@ def _status(job: Job, is_child: bool, failed: set[Path]) -> Status:
     last = rows[-1] if rows else {}
     if job.run_dir in failed:
         state = "failed"
-    elif job.run.is_complete:
-        state = "complete"
+    elif is_child or job.run.pid() is not None:
+        state = "running"
     else:
-        state = "running" if is_child or job.run.pid() is not None else "waiting"
+        state = "complete" if job.run.is_complete else "waiting"
     return Status(job, state, last.get("step", 0), last)
 
 

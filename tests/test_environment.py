@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from luffy.runs import RunDirectory
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -88,6 +90,18 @@ def test_help_lists_every_field():
     assert done.returncode == 0
     for flag in ("--gamma", "--num-off-policy", "--learning-rate", "--run-dir", "--config"):
         assert flag in done.stdout
+
+
+def test_command_line_trains(tmp_path):
+    flags = "--method mixed --steps 2 --seed 3 --rollout-batch-size 2 --mini-batch-size 2 --eval-steps 0 --gamma 0.2"
+    flags += " --final-eval-problems 2 --final-eval-samples 1 --num-problems 8"
+    command = [sys.executable, "-m", "luffy", "train", *flags.split(), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2: reward" in done.stderr
+    run = RunDirectory(tmp_path / "run")
+    assert run.is_complete and run.config().gamma == 0.2 and run.config().seed == 3
+    assert subprocess.run(command).returncode == 0  # complete: nothing left to do
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_shipped_weights_are_those_of_the_model_card():
 
 
 def test_shipped_model_has_the_skill_but_not_the_habit(tiny):
-    """After `#` it works step by step, after `?` it answers at once: sometimes right for two operations, not for four."""
+    """After `#` it works step by step, after `?` it answers at once: sometimes right for two operations only."""
     model, tokenizer = tiny
     sampler = TransformersSampler(model, eos_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id)
     shares = {}
