@@ -33,25 +33,27 @@ def is_right(gold: str, text: str) -> bool:
     from math_verify import parse, verify
 
     golds, answers = parse_gold(gold), parse(text, parsing_timeout=None)
-    if not verify(golds, answers, timeout_seconds=None):
-        return False
-    percent = "%" in gold or "%" in text
-    pairs = [(g, a) for g in golds for a in answers if verify(g, a, timeout_seconds=None)]
-    return not pairs or any(not _numbers_differ(g, a, percent) for g, a in pairs)
+    percent = any("%" in part for part in (gold, *answers) if isinstance(part, str))
+    return any(
+        verify(g, a, timeout_seconds=None) and not _numbers_differ(g, a, percent) for g in golds for a in answers
+    )
 
 
 def _numbers_differ(gold: Any, answer: Any, percent: bool) -> bool:
-    """Whether two numbers that math-verify calls equal are not.
+    """Whether numbers that math-verify calls equal are not, alone or at the same place of a tuple, set or relation.
 
     It rounds absolutely, to 6 decimals or by dropping a difference below 1e-15, so that all tiny numbers are one to
     it: 1/2004! = 1/2006!. Exact numbers must not differ at all, decimal fractions below 1e-3 only by a thousandth of
     their size. (50% = 0.5 = 50 and 1/3 = 0.3333333 stay as math-verify has them.)
     """
-    from sympy import Expr, Float
+    from sympy import Basic, Expr, Float
 
-    if not (isinstance(gold, Expr) and isinstance(answer, Expr) and gold.is_number and answer.is_number):
+    if not (isinstance(gold, Basic) and isinstance(answer, Basic)) or gold == answer:
         return False
-    if gold == answer:
+    if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
+        same_form = gold.func == answer.func and len(gold.args) == len(answer.args)
+        return same_form and any(_numbers_differ(*pair, percent) for pair in zip(gold.args, answer.args, strict=True))
+    if not (gold.is_number and answer.is_number):
         return False
     gold, answer = gold.doit(), answer.doit()
     difference = (gold - answer).evalf(30)

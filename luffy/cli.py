@@ -60,7 +60,7 @@ def parse_train(arguments: list[str]) -> tuple[Config, Path]:
     parsed = tyro.cli(Config, args=rest, default=base, prog="luffy train", description=description)
     if known.run_dir is None:
         raise ConfigError("--run-dir DIR is missing: where the run is to be written")
-    return parsed, known.run_dir
+    return methods.make_config(**parsed.to_dict()), known.run_dir
 
 
 def _train(arguments: list[str]) -> None:
@@ -83,7 +83,5 @@ def _run(command: Any) -> None:
 
     try:
         command()
-    except (ConfigError, RunError, FileNotFoundError, ValueError, ArithmeticError, RuntimeError) as error:
-        if isinstance(error, (ConfigError, RunError, FileNotFoundError)):
-            sys.exit(f"luffy: {error}")
-        raise
+    except (ConfigError, RunError) as error:  # the user's to mend; anything else keeps its traceback
+        sys.exit(f"luffy: {error}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -44,8 +45,8 @@ class Config:
     """Where the second stage of sft_rl takes its problems, which the first has not seen."""
     complement_split: str = "complement"
     """Split of the complement."""
-    num_problems: int = 1000
-    """Training problems taken from the data set, 0 for all of them."""
+    num_problems: int = 0
+    """Training problems taken from the data set; 0: all of a file, 1,000 of the tiny world."""
     difficulties: tuple[int, ...] = (3, 4, 5, 6)
     """Tiny world only: difficulties of the training problems."""
     eval_datasets: tuple[str, ...] = (TINYWORLD,)
@@ -103,7 +104,7 @@ class Config:
     entropy_coef: float = 1e-4
     """Weight of the token-mean entropy bonus (the README converts the reference's values)."""
     beta: float = 0.0
-    """Weight of the token-mean KL divergence to the base model."""
+    """Weight of the token-mean KL divergence of rollouts to the model that the run, or the stage, starts from."""
     recompute_old_logp: bool = False
     """Take old log-probs from a forward pass rather than from the sampler; needed where the two differ in precision."""
 
@@ -112,7 +113,7 @@ class Config:
     sft_learning_rate: float = 1e-3
     """Peak learning rate of a supervised stage."""
     lr_schedule: str = "constant"
-    """After the warm-up: "constant", or "linear" decay to zero at the last step."""
+    """After the warm-up: "constant", or "linear" decay to zero after the last step."""
     warmup_steps: int = 5
     """Optimiser steps of linear warm-up."""
     weight_decay: float = 0.01
@@ -135,8 +136,6 @@ class Config:
     """"cpu", "cuda", or "auto": a GPU if there is one."""
     precision: str = "float32"
     """"float32", or "bfloat16" autocast over float32 weights."""
-    attention: str = "sdpa"
-    """Attention implementation of transformers, e.g. sdpa, eager, flash_attention_2."""
     row_tokens: int = 128
     """Length of a packed row: short on a CPU, long on a GPU."""
     micro_batch_tokens: int = 8192
@@ -241,7 +240,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             converted = kind(value)  # YAML reads 1e-3 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
         else:
             if isinstance(value, str) or converted == value:
@@ -294,6 +293,15 @@ def check_values(config: Config) -> None:
         raise ConfigError(f'reward is "math_verify" or "module:function", not {config.reward!r}')
     if not config.difficulties or not config.eval_datasets:
         raise ConfigError("difficulties and eval_datasets must not be empty")
+    if min(config.difficulties) < 2:
+        raise ConfigError(
+            f"difficulties must be 2 or more (the number of operations plus one), not {min(config.difficulties)}"
+        )
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise ConfigError(f"device is auto, cpu, cuda or cuda:N, not {config.device!r}")
+    for source, split in ((config.dataset, config.dataset_split), (config.complement, config.complement_split)):
+        if source == TINYWORLD and split not in ("train", "complement"):
+            raise ConfigError(f"the tiny world's splits to train on are train and complement, not {split!r}")
 
 
 def from_dict(values: dict[str, Any]) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -70,9 +71,10 @@ def problem_from_row(row: dict[str, Any]) -> Problem:
     """
     if "reward_model" in row:
         prompt = _messages(row.get("prompt"), "prompt")
-        answer = (row["reward_model"] or {}).get("ground_truth")
+        model = row["reward_model"]
+        answer = model.get("ground_truth") if isinstance(model, dict) else None
         targets = row.get("target")
-        traces = () if targets is None else tuple(m["content"] for m in _messages(targets, "target"))
+        traces = tuple(m["content"] for m in _messages(targets, "target")) if _given(targets) else ()
         used = {"reward_model", "prompt", "target", "data_source"}
         source = str(row.get("data_source") or "")
     else:
@@ -81,11 +83,13 @@ def problem_from_row(row: dict[str, Any]) -> Problem:
             raise RowError("no `problem` text (nor `reward_model`, the reference's schema)")
         prompt = ({"role": "user", "content": question},)
         answer = row.get("answer")
-        listed = row.get("traces")
-        traces = () if listed is None else tuple(listed) if not isinstance(listed, str) else (listed,)
+        listed: Any = row.get("traces")
+        if _given(listed) and not isinstance(listed, (str, Sequence)):
+            raise RowError("`traces` is not a list of texts")
+        traces = () if not _given(listed) else (listed,) if isinstance(listed, str) else tuple(listed)
         used = {"problem", "answer", "traces", "source"}
         source = str(row.get("source") or "")
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
         answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise RowError("no answer")
@@ -93,6 +97,10 @@ def problem_from_row(row: dict[str, Any]) -> Problem:
         raise RowError("a trace is not a text")
     columns = {key: value for key, value in row.items() if key not in used}
     return Problem(prompt, answer, tuple(t for t in traces if t.strip()), source, columns)
+
+
+def _given(value: Any) -> bool:
+    return value is not None and (not isinstance(value, Sequence) or len(value) > 0)
 
 
 def _messages(value: Any, name: str) -> tuple[Message, ...]:
@@ -144,7 +152,7 @@ def _rows(path: str, split: str) -> Iterable[dict[str, Any]]:
         return
     # JSON rows are read one by one: a malformed one is a rejected row, not the end of the file.
     text = Path(path).read_text(encoding="utf-8")
-    entries = json.loads(text) if suffix == ".json" else (line for line in text.splitlines() if line.strip())
+    entries = json.loads(text) if suffix == ".json" else (line for line in text.split("\n") if line.strip())
     for entry in entries:
         try:
             row = json.loads(entry) if isinstance(entry, str) else entry

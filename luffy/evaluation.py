@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from .sampling import Sampler, SamplingRequest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+
 # Evaluation draws its random numbers beside those of training, whose problems have smaller indices.
-PROMPT_INDEX_OFFSET = 1 << 32
+PROMPT_INDEX_OFFSET = 1 << 31
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -82,17 +85,19 @@ def evaluation_problems(config: Config, per_family: int) -> dict[str, list[Probl
 def tokenize_families(
     families: dict[str, list[Problem]], tokenizer: PreTrainedTokenizerBase, config: Config
 ) -> dict[str, list[TokenizedProblem]]:
-    """Prompt tokens for every family; a prompt longer than the window is left out."""
-    return {
-        family: tokenize_problems(
+    """Prompt tokens for every family; a prompt longer than the window is left out, and logged."""
+    tokenized = {}
+    for family, problems in families.items():
+        tokenized[family], counts = tokenize_problems(
             problems,
             tokenizer,
             template=config.template,
             max_prompt_length=config.max_prompt_length,
             max_completion_length=config.max_completion_length,
-        )[0]
-        for family, problems in families.items()
-    }
+        )
+        if counts["problems"] < len(problems):
+            log.warning("evaluation problems %s: %s", family, dict(counts))
+    return tokenized
 
 
 def evaluate(

@@ -58,6 +58,16 @@ class Job:
             offset += config.steps
         return rows
 
+    def last_row(self) -> dict[str, Any]:
+        """The newest row, as in `rows`."""
+        offset = 0
+        last: dict[str, Any] = {}
+        for config, path in stages(self.config, self.run_dir):
+            row = RunDirectory(path).last_row()
+            last = {**row, "step": row["step"] + offset} if row else last
+            offset += config.steps
+        return last
+
 
 @dataclass(frozen=True)
 class Status:
@@ -117,7 +127,8 @@ def parallel_slots() -> list[dict[str, str]]:
     # One thread each: two torch threads beside another busy process wait for each other longer than they work.
     threads = {"OMP_NUM_THREADS": "1"}
     if torch.cuda.is_available():
-        return [{**threads, "CUDA_VISIBLE_DEVICES": str(i)} for i in range(torch.cuda.device_count())]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        return [{**threads, "CUDA_VISIBLE_DEVICES": gpu} for gpu in visible.split(",")]
     return [threads] * len(os.sched_getaffinity(0))
 
 
@@ -130,6 +141,7 @@ def run(jobs: Sequence[Job], *, parallel: int | None = None, poll_s: float = 1.0
     """
     slots = parallel_slots()
     free = [slots[i % len(slots)] for i in range(parallel or len(slots))]
+    limit = len(free)
     children: dict[Path, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
     failed: set[Path] = set()
     while True:
@@ -138,13 +150,14 @@ def run(jobs: Sequence[Job], *, parallel: int | None = None, poll_s: float = 1.0
             if job.run_dir in children and children[job.run_dir][0].poll() is not None:
                 child, slot = children.pop(job.run_dir)
                 free.append(slot)
-                if child.returncode != 0:
+                # Where another process turned out to be training already, it is watched instead.
+                if child.returncode != 0 and not job.run.is_running and not job.run.is_complete:
                     failed.add(job.run_dir)
             statuses.append(_status(job, job.run_dir in children, failed))
-        for status in statuses:
-            if status.state == "waiting" and free:
-                slot = free.pop(0)
-                children[status.job.run_dir] = _start(status.job, slot), slot
+        running = sum(status.state == "running" for status in statuses)
+        for status in [s for s in statuses if s.state == "waiting"][: max(0, limit - running)]:
+            slot = free.pop(0)
+            children[status.job.run_dir] = _start(status.job, slot), slot
         yield statuses
         if all(status.state in ("complete", "failed") for status in statuses):
             break
@@ -154,11 +167,10 @@ def run(jobs: Sequence[Job], *, parallel: int | None = None, poll_s: float = 1.0
 
 
 def _status(job: Job, is_child: bool, failed: set[Path]) -> Status:
-    rows = job.rows()
-    last = rows[-1] if rows else {}
+    last = job.last_row()
     if job.run_dir in failed:
         state = "failed"
-    elif is_child or job.run.pid() is not None:
+    elif is_child or job.run.is_running:
         state = "running"
     else:
         state = "complete" if job.run.is_complete else "waiting"

@@ -60,7 +60,13 @@ def make_config(method: str = "luffy", **values: Any) -> Config:
     for name, value in chosen.fixed.items():
         if values.get(name, value) != value:
             raise ConfigError(f"{name}={values[name]!r} contradicts method {method}, which is {name}={value!r}")
-    return configs.from_dict({**chosen.values, **values, **chosen.fixed, "method": method})
+    config = configs.from_dict({**chosen.values, **values, **chosen.fixed, "method": method})
+    if chosen.first_stage is not None:
+        if config.dataset != configs.TINYWORLD and config.complement == configs.TINYWORLD:
+            raise ConfigError(f"{method} on {config.dataset} needs a complement: problems for its second stage")
+        if (config.dataset, config.dataset_split) == (config.complement, config.complement_split):
+            raise ConfigError(f"the complement of {method} must be other problems than its dataset")
+    return config
 
 
 def stages(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:

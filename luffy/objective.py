@@ -50,12 +50,16 @@ def group_advantages(
     if (count == 0).any():
         raise ValueError(f"groups {ids[count == 0].tolist()} have no row in the baseline")
     mean = zeros.index_add(0, group, rewards * weight) / count
+    infinity = torch.full_like(zeros, torch.inf)
+    low = infinity.scatter_reduce(0, group[baseline_mask], rewards[baseline_mask], "amin")
+    high = (-infinity).scatter_reduce(0, group[baseline_mask], rewards[baseline_mask], "amax")
+    flat = low == high
+    mean = torch.where(flat, low, mean)  # exact, where a rounded mean would leave a residue
     advantages = rewards - mean[group]
     if scale_rewards == "none":
         return advantages
     variance = zeros.index_add(0, group, advantages.square() * weight) / (count - 1).clamp(min=1)
-    std = variance.sqrt()
-    scale = torch.where(std > 0, std + STD_EPSILON, torch.ones_like(std))
+    scale = torch.where(flat, torch.ones_like(variance), variance.sqrt() + STD_EPSILON)
     return advantages / scale[group]
 
 
@@ -116,7 +120,9 @@ def policy_loss(
         on_losses = torch.maximum(on_losses, bounded)
 
     off_logp, off_advantage = logp[off], advantages[off]
-    off_ratio = (off_logp if teacher_logp is None else off_logp - teacher_logp[off]).exp()
+    off_log_ratio = off_logp if teacher_logp is None else off_logp - teacher_logp[off]
+    # float32 loses exp below -87, and with it the finite gradient that log and power shapings have there
+    off_ratio = off_log_ratio.clamp(min=-80).exp()
     off_ratio = (off_shaping or Identity())(off_ratio)
     low, high = off_ratio_clip or (None, None)
     below = torch.zeros_like(off)[off] if low is None else off_ratio < low

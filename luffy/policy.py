@@ -53,15 +53,24 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies, (M,) float32 each, of the micro-batch's completion tokens.
 
-    Works for any Hugging Face causal language model whose output is a linear head on the trunk's last hidden
-    state; raises ValueError for one that also caps or scales its logits.
+    For any Hugging Face causal language model that passes `check_model`.
     """
-    config = model.config
-    if getattr(config, "final_logit_softcapping", None) or getattr(config, "logit_scale", None) not in (None, 1.0):
-        raise ValueError(f"{type(model).__name__} transforms its logits after the head, which is not supported")
     # attention_mask stays None and use_cache False: only then do position ids keep packed sequences apart.
     trunk = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
     hidden = trunk.last_hidden_state.flatten(0, 1)[batch.predictors]
     return head_logprobs(
         hidden, model.get_output_embeddings(), batch.targets, temperature=temperature, chunk_size=chunk_size
     )
+
+
+@torch.no_grad()
+def check_model(model: PreTrainedModel) -> None:
+    """Raises ValueError unless the model's logits are its output head on its trunk's last hidden state.
+
+    Models that cap or scale their logits are found by looking at what they compute, on one short input.
+    """
+    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    trunk = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    ours, theirs = model.get_output_embeddings()(trunk).float(), model(input_ids=ids, use_cache=False).logits.float()
+    if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
+        raise ValueError(f"{type(model).__name__} transforms its logits after the head, which is not supported")

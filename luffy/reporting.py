@@ -11,13 +11,14 @@ from .config import Config
 Report = Callable[[dict[str, Any]], None]
 
 
-def make_report(config: Config, run_dir: Path) -> Report:
-    """A function that sends one metrics row to the tracker named by config.report_to; "none" gives one that does not.
+def make_report(config: Config, run_dir: Path) -> tuple[Report, Callable[[], None]]:
+    """A function that sends one metrics row to the tracker named by config.report_to, and one that ends it.
 
-    Raises ImportError if the tracker's package is not installed.
+    "none" gives functions that do nothing. A resumed run goes on in its tracker under the same name. Raises ImportError
+    if the tracker's package is not installed.
     """
     if config.report_to == "none":
-        return lambda row: None
+        return lambda row: None, lambda: None
     if config.report_to == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
@@ -28,8 +29,8 @@ def make_report(config: Config, run_dir: Path) -> Report:
                 writer.add_scalar(name, value, row["step"])
             writer.flush()
 
-        return write
+        return write, writer.close
     # trackio has wandb's interface
     tracker = __import__(config.report_to)
-    tracker.init(project="luffy", name=run_dir.name, config=config.to_dict())
-    return lambda row: tracker.log(row)
+    tracker.init(project="luffy", name=run_dir.name, config=config.to_dict(), resume="allow")
+    return lambda row: tracker.log(row, step=row["step"]), tracker.finish

@@ -50,19 +50,25 @@ class Completion:
 
 @dataclass(frozen=True)
 class TokenizedProblem:
-    """A problem as the trainer uses it: prompt tokens, and its usable traces as completion tokens with EOS."""
+    """A problem as the trainer uses it: prompt tokens, and its usable traces as int32 completion tokens with EOS."""
 
     problem: Problem
     prompt_text: str
     prompt_ids: tuple[int, ...]
-    traces: tuple[tuple[int, ...], ...]
+    traces: tuple[np.ndarray, ...]
 
 
 def tokenize_trace(trace: str, prompt_text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A trace in the student's tokens, EOS appended. A leading `<think>\\n` that the prompt already ends with goes."""
+    """A trace in the student's tokens, up to an EOS it may contain, EOS appended.
+
+    A leading `<think>\\n` that the prompt already ends with is left out.
+    """
     if prompt_text.endswith(THINK_START) and trace.startswith(THINK_START):
         trace = trace[len(THINK_START) :]
-    return [*tokenizer.encode(trace, add_special_tokens=False), tokenizer.eos_token_id]
+    ids = tokenizer.encode(trace, add_special_tokens=False)
+    if tokenizer.eos_token_id in ids:
+        ids = ids[: ids.index(tokenizer.eos_token_id)]
+    return [*ids, tokenizer.eos_token_id]
 
 
 def tokenize_problems(
@@ -99,7 +105,7 @@ def tokenize_problems(
                 if long_traces == "drop":
                     continue
                 ids = ids[:max_completion_length]
-            traces.append(tuple(ids))
+            traces.append(np.asarray(ids, dtype=np.int32))
         counts["problems"] += 1
         counts["traces"] += len(traces)
         counts["without_trace"] += not traces
@@ -109,16 +115,25 @@ def tokenize_problems(
     return kept, counts
 
 
+# The last words of the keys below, which no prompt or generation index is: they keep the streams apart from sampling's.
+_ORDER, _TRACES = 2**32 - 1, 2**32 - 2
+
+
 def draw_problems(count: int, per_step: int, seed: int, step: int) -> list[int]:
-    """Which problems a step trains on: the order is a new permutation of all `count` problems every epoch."""
-    wanted = range(step * per_step, (step + 1) * per_step)
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(count) for epoch in {i // count for i in wanted}}
-    return [int(orders[i // count][i % count]) for i in wanted]
+    """Which of `count` problems a step trains on: every epoch is a new permutation, its incomplete last step dropped.
+
+    Raises ValueError if there are fewer problems than a step takes.
+    """
+    if count < per_step:
+        raise ValueError(f"{count} problems are fewer than the {per_step} of one step (rollout_batch_size)")
+    epoch, place = divmod(step, count // per_step)
+    order = np.random.default_rng([seed, epoch, _ORDER]).permutation(count)
+    return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
 
 
 def draw_traces(available: int, wanted: int, seed: int, step: int, problem_index: int) -> list[int]:
     """Which of a problem's traces join its group: `wanted` different ones, or all if there are fewer."""
-    order = np.random.default_rng([seed, step, problem_index, 2**31]).permutation(available)
+    order = np.random.default_rng([seed, step, problem_index, _TRACES]).permutation(available)
     return [int(i) for i in order[:wanted]]
 
 
@@ -151,8 +166,8 @@ def plan_groups(
             requests.append(SamplingRequest(problem.prompt_ids, index, generation))
             groups.append(group)
         for place, trace in enumerate((problem.traces[i] for i in chosen), start=fresh):
-            cut = trace[-1] != eos_id
-            ids = list(problem.prompt_ids), list(trace)
+            ids = list(problem.prompt_ids), trace.tolist()
+            cut = ids[1][-1] != eos_id
             demonstrations.append(Completion(index, group, place, *ids, off_policy=True, truncated=cut))
     return demonstrations, requests, groups
 

@@ -82,6 +82,23 @@ class RunDirectory:
             raise RunError(f"{self.path} is not complete")
         return json.loads((self.path / "evaluation.json").read_text())
 
+    def last_row(self) -> dict[str, Any]:
+        """The newest whole row of metrics.jsonl, {} if there is none; reads the end of the file only."""
+        try:
+            with open(self.path / "metrics.jsonl", "rb") as handle:
+                handle.seek(max(0, handle.seek(0, os.SEEK_END) - (1 << 16)))
+                lines = handle.read().split(b"\n")
+        except FileNotFoundError:
+            return {}
+        for line in reversed(lines):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                return row
+        return {}
+
     # --- writing -------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -102,17 +119,21 @@ class RunDirectory:
             handle.flush()
             yield
 
-    def pid(self) -> int | None:
-        """The process that is training in the directory, or None."""
+    @property
+    def is_running(self) -> bool:
+        """Whether a process is training in the directory."""
         try:
             with open(self.path / "lock") as handle:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return int(handle.read() or 0) or None
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
-            pass
-        return None
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def pid(self) -> int | None:
+        """The process that is training in the directory, or None."""
+        return int((self.path / "lock").read_text() or 0) or None if self.is_running else None
 
     def start(self, config: Config, manifest: dict[str, Any]) -> None:
         """Writes the configuration and the manifest, or checks that the ones there are of the same configuration."""
@@ -139,8 +160,13 @@ class RunDirectory:
             handle.write(json.dumps(row) + "\n")
 
     def keep_metrics_until(self, step: int) -> None:
-        """Drops the rows after a step, which are about to be computed again, and a half-written last one."""
+        """Drops the rows after a step, which are about to be computed again, and a half-written last one.
+
+        Raises RunError if rows before it are missing.
+        """
         rows = [row for row in self.metrics() if row["step"] <= step]
+        if step > 0 and [row["step"] for row in rows if row["step"]] != list(range(1, step + 1)):
+            raise RunError(f"{self.path}/metrics.jsonl is damaged: it lacks rows before step {step}")
         _replace(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
@@ -169,8 +195,13 @@ class RunDirectory:
         shutil.rmtree(final, ignore_errors=True)  # only there if it was found damaged
         os.rename(aside, final)
         _sync(final.parent)
-        for old in sorted(final.parent.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        if (self.path / "metrics.jsonl").exists():
+            _sync(self.path / "metrics.jsonl")  # a checkpoint must not outlive the rows before it
+        # Newer ones were found damaged when this run was resumed before them.
+        older = sorted(path for path in final.parent.glob("step-*") if path.name < final.name)
+        newer = [path for path in final.parent.glob("step-*") if path.name > final.name]
+        for path in [*older[: len(older) - keep + 1], *newer]:
+            shutil.rmtree(path)
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """The newest undamaged checkpoint, or None. A damaged one is logged and passed over."""

@@ -89,10 +89,12 @@ class TransformersSampler:
     """
 
     def __init__(self, model: PreTrainedModel, *, eos_ids: Sequence[int], pad_id: int, max_rows: int = 512) -> None:
-        if getattr(model.base_model, "has_sliding_layers", False):
-            raise ValueError("this sampler does not do sliding-window attention: use the vLLM sampler")
+        config = model.config
+        layer_types = getattr(config, "layer_types", None) or ["full_attention"]
+        if set(layer_types) != {"full_attention"} or getattr(config, "sliding_window", None):
+            raise ValueError(f"{type(model).__name__} has attention that is not full, which this sampler does not do")
         self.model = model
-        self.eos_ids = torch.tensor(sorted(set(eos_ids)), device=model.device)
+        self.eos_ids = frozenset(eos_ids)
         self.pad_id = pad_id
         self.max_rows = max_rows
 
@@ -112,6 +114,7 @@ class TransformersSampler:
         self, requests: list[SamplingRequest], max_new_tokens: int, temperature: float, seed: int, step: int
     ) -> Iterator[tuple[int, Rollout]]:
         device = self.model.device
+        eos_ids = torch.tensor(sorted(self.eos_ids), device=device)
         uniforms = torch.from_numpy(
             np.stack(
                 [
@@ -131,7 +134,7 @@ class TransformersSampler:
             logits = self.model.get_output_embeddings()(hidden).float()
             picked, logp = _pick(logits, uniforms[rows, t], temperature)
             tokens[rows, t], logprobs[rows, t] = picked, logp
-            ended = torch.isin(picked, self.eos_ids) & running
+            ended = torch.isin(picked, eos_ids) & running
             running &= ~ended
             last = t + 1 == max_new_tokens
             for row in rows[ended | running if last else ended].tolist():

@@ -60,8 +60,8 @@ FAMILIES = {
 IN_DISTRIBUTION = "chain"
 OUT_OF_DISTRIBUTION = ("words", "flip", "prefix")
 
-# Problems are told apart by a hash of the chain they contain, however it is written: what one split uses, no other
-# split (and no pre-training document, unless it is in `pretrain`) can contain.
+# Problems are told apart by a hash of the chain they contain, however it is written: no training or pre-training text
+# can contain an evaluation chain, and the complement none of train. Pre-training may see chains of both.
 SPLITS = {"pretrain": range(0, 10), "train": range(0, 7), "complement": range(7, 10), "eval": range(10, 16)}
 
 

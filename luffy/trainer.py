@@ -38,7 +38,7 @@ from . import evaluation, methods, reporting, tinyworld
 from .batching import MicroBatch, pack
 from .config import TINYWORLD, Config
 from .data import Problem, fingerprint, load_problems
-from .engine import NonFiniteError, TorchEngine, eos_ids, load_model, load_tokenizer, pick_device
+from .engine import NonFiniteError, TorchEngine, eos_ids, load_model, load_tokenizer, pick_device, tune_cpu
 from .objective import group_advantages, policy_loss
 from .policy import token_logprobs
 from .rewards import make_reward
@@ -71,7 +71,9 @@ def training_problems(config: Config) -> list[Problem]:
             difficulties=config.difficulties,
         )
     problems, _ = load_problems(config.dataset, config.dataset_split)
-    return problems[: config.num_problems or None]
+    taken = problems[: config.num_problems or None]
+    log.info("%s: %d of %d problems taken", config.dataset, len(taken), len(problems))
+    return taken
 
 
 class Trainer:
@@ -81,7 +83,7 @@ class Trainer:
         self.config = config
         self.run_dir = run
         if pick_device(config.device).type == "cpu":
-            torch.set_num_threads(config.num_threads)
+            tune_cpu(config.num_threads)
         self.tokenizer = load_tokenizer(config)
         problems = training_problems(config)
         self.problems, counts = tokenize_problems(
@@ -98,7 +100,6 @@ class Trainer:
                 raise ValueError(f"{config.dataset} has no traces to fine-tune on")
         log.info("training problems: %s", dict(counts))
         self.fingerprint = fingerprint(problems)
-        run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts})
         self.families = evaluation.tokenize_families(
             evaluation.evaluation_problems(config, max(config.eval_problems, config.final_eval_problems)),
             self.tokenizer,
@@ -116,7 +117,8 @@ class Trainer:
                 raise RunError(f"{config.dataset} is not the data that {run.path} was trained on so far")
             self.totals.update(state["totals"])
             self.engine.load_optimizer(folder)
-        self.reference = load_model(config).requires_grad_(False) if config.beta else None
+        run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts})
+        self.reference = load_model(config).requires_grad_(False) if config.beta and not config.supervised else None
         self.sampler = TransformersSampler(
             self.model,
             eos_ids=eos_ids(self.model, self.tokenizer),
@@ -131,8 +133,8 @@ class Trainer:
         """Trains to the last step and evaluates; leaves the run directory complete."""
         config, run = self.config, self.run_dir
         run.keep_metrics_until(self.start_step or -1)
-        report = reporting.make_report(config, run.path)
         self.reward = make_reward(config)
+        report, close_report = reporting.make_report(config, run.path)
         try:
             if self.start_step == 0 and config.eval_steps:
                 run.append_metrics({"step": 0, **self.validate()})
@@ -158,6 +160,7 @@ class Trainer:
             run.complete(self.final_evaluation())
         finally:
             self.reward.close()
+            close_report()
 
     def train_step(self, step: int) -> dict[str, float]:
         """One pass of the algorithm. Returns the step's metrics. Raises NonFiniteError, with the batch saved."""
@@ -307,6 +310,9 @@ class Trainer:
             | policy_term(logps, slice(None))[1]
             | {
                 "sft_loss": mean(-logps[off_policy]),
+                "off_policy_prob": mean(
+                    logps[off_policy].exp()
+                ),  # also where demonstrations are not in the policy loss
                 "kl": kl,
                 "entropy": mean(entropies),
                 "entropy/on": mean(entropies[~off_policy]),
@@ -342,14 +348,11 @@ class Trainer:
 
     def evaluate(self, per_family: int, samples: int) -> dict[str, evaluation.FamilyResult]:
         config = self.config
-        families = evaluation.tokenize_families(
-            evaluation.evaluation_problems(config, per_family), self.tokenizer, config
-        )
         return evaluation.evaluate(
             self.sampler,
             self.reward,
             self.tokenizer,
-            families,
+            {family: problems[:per_family] for family, problems in self.families.items()},
             samples=samples,
             temperature=config.eval_temperature,
             max_new_tokens=config.max_completion_length,

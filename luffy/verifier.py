@@ -16,6 +16,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,9 +33,10 @@ START_S = 120.0  # how long a worker may take to import its libraries
 CACHE_ENTRIES = 200_000
 
 # Written so that no text makes them backtrack: a scan is linear in the length of the answer.
-_POWER = r"(?:\^|\*\*)"
-_TOWER = re.compile(rf"{_POWER}[^\s\\$,;=^*]{{0,40}}{_POWER}[^\s\\$,;=^*]{{0,40}}{_POWER}")
-_HUGE = re.compile(rf"{_POWER}[\s({{-]*\d{{6,}}|(?<!\d)\d{{6,}}[\s)]*!|![\s)]*!|\d{{5000}}")
+_TOWER = re.compile(  # powers of powers of powers: ^{..^{..^ or **..**..**
+    r"\^\s?[{(][^{}()^]{0,40}\^\s?[{(][^{}()^]{0,40}\^|\*\*\s?\w{1,20}\s?\*\*\s?\w{1,20}\s?\*\*"
+)
+_HUGE = re.compile(r"(?:\^|\*\*)[\s({-]*\d{6,}|(?<!\d)\d{6,}[\s)]*!|[\d)]![\s)]*!|\d{5000}")
 
 
 def solution(completion: str, think: bool = True) -> str | None:
@@ -51,19 +53,33 @@ def solution(completion: str, think: bool = True) -> str | None:
 
 
 def is_dangerous(text: str) -> bool:
-    """Whether an answer is cheaply recognised as one no grader should be asked about: too long, nested too deeply, an
-    exponent tower, or a number too large to write down."""
+    """Whether no grader should be asked about an answer: too long, or its box cheaply recognised as nested too deeply,
+    an exponent tower, or a number too large to write down. What is not recognised here runs into the time limit."""
     if len(text) > MAX_ANSWER_CHARACTERS:
         return True
-    answer = text[max(text.rfind("\\boxed"), 0) :]
+    box = boxed(text)
     depth = deepest = 0
-    for character in answer:
+    for character in box:
         if character in "{([":
             depth += 1
             deepest = max(deepest, depth)
         elif character in "})]":
-            depth = max(depth - 1, 0)
-    return deepest > MAX_NESTING or bool(_TOWER.search(answer) or _HUGE.search(answer))
+            depth -= 1
+    return deepest > MAX_NESTING or bool(_TOWER.search(box) or _HUGE.search(box))
+
+
+def boxed(text: str) -> str:
+    """The content of the last \\boxed{...}, to the end of the text if it never closes, or "" if there is none."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return ""
+    start += len("\\boxed{")
+    depth = 1
+    for end in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
+        if depth == 0:
+            return text[start:end]
+    return text[start:]
 
 
 class _Worker:
@@ -78,14 +94,9 @@ class _Worker:
         """ "1", "0", "T" (alarm), or "K" (no answer in time, or died: killed)."""
         if self.process is None:
             self._start()
-        assert self.process is not None and self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps([gold, text]).encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError:
-            reply = ""
-        else:
-            reply = self._reply(self.timeout_s + GRACE_S)
+        deadline = time.monotonic() + self.timeout_s + GRACE_S
+        sent = self._send(json.dumps([gold, text]).encode() + b"\n", deadline)
+        reply = self._reply(deadline) if sent else ""
         if reply not in ("1", "0", "T"):
             self.kill()
             return "K"
@@ -107,22 +118,41 @@ class _Worker:
                 "OPENBLAS_NUM_THREADS": "1",
             },
         )
-        if self._reply(START_S) != "R":
+        assert self.process.stdin is not None
+        os.set_blocking(self.process.stdin.fileno(), False)
+        if self._reply(time.monotonic() + START_S) != "R":
             self.kill()
             raise RuntimeError(
                 f"the answer checker does not start: try `{sys.executable} -m luffy.checker {self.timeout_s} "
                 f"{self.memory_mb}`; is math-verify installed, and are {self.memory_mb} MB enough?"
             )
 
-    def _reply(self, timeout_s: float) -> str:
+    def _send(self, line: bytes, deadline: float) -> bool:
+        """Writes a line to the worker, which may be longer than the pipe; False if it does not take it in time."""
+        assert self.process is not None and self.process.stdin is not None
+        pipe = self.process.stdin.fileno()
+        while line:
+            _, writable, _ = select.select([], [pipe], [], max(0.0, deadline - time.monotonic()))
+            if not writable:
+                return False
+            try:
+                line = line[os.write(pipe, line) :]
+            except OSError:
+                return False
+        return True
+
+    def _reply(self, deadline: float) -> str:
         assert self.process is not None and self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], timeout_s)
+        readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         return os.read(self.process.stdout.fileno(), 1).decode() if readable else ""
 
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.communicate()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self.process.wait()
             self.process = None
 
 
@@ -139,6 +169,7 @@ class Verifier:
         if workers < 1 or timeout_s <= 0:
             raise ValueError(f"a verifier needs workers >= 1 and timeout_s > 0, not {workers} and {timeout_s}")
         self.counts: Counter[str] = Counter()
+        self._closed = False
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, Future[float]] = OrderedDict()
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -155,6 +186,7 @@ class Verifier:
 
     def close(self) -> None:
         """Ends the worker processes; checks still waiting are dropped."""
+        self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
@@ -170,7 +202,9 @@ class Verifier:
         return [future.result() for future in futures]
 
     def submit(self, completion: str, answer: str, *, think: bool = True) -> Future[float]:
-        """Starts one check and returns at once; the future gives 1.0 or 0.0."""
+        """Starts one check and returns at once; the future gives 1.0 or 0.0. Raises RuntimeError after close()."""
+        if self._closed:
+            raise RuntimeError("the verifier is closed")
         text = solution(completion, think)
         if text is None or is_dangerous(text):
             self._count("no_solution" if text is None else "prefiltered")
@@ -185,18 +219,22 @@ class Verifier:
                 self.counts["cached"] += 1
                 return known
             self.counts["checks"] += 1
-            future = self._threads.submit(self._check, answer, text)
+            future = self._threads.submit(self._check, key, answer, text)
             self._cache[key] = future
             if len(self._cache) > CACHE_ENTRIES:
                 self._cache.popitem(last=False)
             return future
 
-    def _check(self, answer: str, text: str) -> float:
+    def _check(self, key: bytes, answer: str, text: str) -> float:
         worker = self._idle.get()
+        reply = "K"
         try:
             reply = worker.check(answer, text)
         finally:
             self._idle.put(worker)
+            if reply == "K":  # perhaps the machine's fault and not the answer's: another time it is checked again
+                with self._lock:
+                    self._cache.pop(key, None)
         if reply in "TK":
             self._count("timeouts", *(["kills"] if reply == "K" else []))
             log.warning("a check of an answer of %d characters was ended (%s)", len(text), reply)

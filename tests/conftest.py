@@ -41,7 +41,7 @@ def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, see
     return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
 
 
-ARCHITECTURES = [("Qwen2", True), ("Qwen2", False), ("Qwen3", True), ("Llama", False)]
+ARCHITECTURES = [(name, tied) for name in ("Qwen2", "Qwen3", "Llama") for tied in (True, False)]
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,10 @@ def test_shaping_takes_its_parameter():
         ({"supervised": True}, "supervised training needs"),
         ({"reward": "mine"}, "module:function"),
         ({"difficulties": 3}, "must be a list"),
+        ({"difficulties": [1]}, "2 or more"),
+        ({"steps": float("inf")}, "steps must be int"),
+        ({"dataset_split": "trian"}, "splits"),
+        ({"device": "gpu"}, "device is"),
         ({"eval_datasets": []}, "must not be empty"),
     ],
 )
@@ -88,6 +92,13 @@ def test_a_value_that_makes_it_another_method_is_refused():
         make_config("on_policy", num_off_policy=2)
     with pytest.raises(ConfigError, match="contradicts method sft"):
         make_config("sft", supervised=False)
+
+
+def test_sft_rl_wants_other_problems_for_its_second_stage():
+    with pytest.raises(ConfigError, match="needs a complement"):
+        make_config("sft_rl", dataset="mine.parquet")
+    with pytest.raises(ConfigError, match="must be other problems"):
+        make_config("sft_rl", dataset="mine.parquet", complement="mine.parquet", complement_split="train")
 
 
 def test_unknown_method():
@@ -147,5 +158,7 @@ def test_flags_over_file_over_method(tmp_path):
 def test_bad_flags(capsys):
     with pytest.raises(SystemExit):
         parse_train(["--gama", "0.5", "--run-dir", "x"])
+    with pytest.raises(ConfigError, match="contradicts method on_policy"):
+        parse_train(["--method", "on_policy", "--num-off-policy", "2", "--run-dir", "x"])
     with pytest.raises(ConfigError, match="--run-dir"):
         parse_train(["--gamma", "0.5"])

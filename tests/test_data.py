@@ -34,6 +34,7 @@ def test_plain_schema():
     assert problem == Problem(({"role": "user", "content": "1+1?"},), "2", ("a",))
     assert problem.columns == {"level": 3}
     assert problem_from_row({"problem": "1+1?", "answer": "2", "traces": None}).traces == ()
+    assert problem_from_row({**REFERENCE_ROW, "target": []}).traces == ()
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ def test_plain_schema():
         ({**REFERENCE_ROW, "prompt": []}, "`prompt` is empty"),
         ({**REFERENCE_ROW, "target": [{"role": "assistant"}]}, "`target`"),
         ({**REFERENCE_ROW, "reward_model": None}, "no answer"),
+        ({**REFERENCE_ROW, "reward_model": "2"}, "no answer"),
+        ({"problem": "x", "answer": float("nan")}, "no answer"),
+        ({"problem": "x", "answer": "2", "traces": 3}, "not a list"),
     ],
 )
 def test_malformed_rows_are_named(row, reason):
@@ -55,8 +59,12 @@ def test_malformed_rows_are_named(row, reason):
 
 
 def test_files_keep_the_good_rows_and_count_the_others(tmp_path, caplog):
-    rows = [{"problem": "1+1?", "answer": "2"}, {"problem": "2+2?", "answer": ""}, {"problem": "3+3?", "answer": "6"}]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n")
+    rows = [
+        {"problem": "1+1?\u2028", "answer": "2"},
+        {"problem": "2+2?", "answer": ""},
+        {"problem": "3+3?", "answer": "6"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n{broken\n")
     (tmp_path / "a.json").write_text(json.dumps(rows))
     Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
     for suffix in ("jsonl", "json", "parquet"):

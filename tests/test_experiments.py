@@ -32,7 +32,7 @@ def test_runs_are_child_processes_in_directories_of_their_own(jobs):
     assert len({job.run_dir for job in jobs}) == 6
     for job in jobs:
         assert job.run.is_complete and (job.run_dir / "log.txt").read_text()
-        assert job.run.pid() is None
+        assert not job.run.is_running
 
 
 def test_running_again_starts_nothing(jobs):
@@ -96,7 +96,7 @@ def test_abandoned_iteration_leaves_the_run_alone_and_another_watches_it(tmp_pat
         if statuses[0].step >= 1:
             break
     updates.close()
-    assert job.run.pid() or job.run.is_complete
+    assert job.run.is_running or job.run.is_complete
     assert last(experiments.run([job], poll_s=0.2))[0].state == "complete"
     assert (job.run_dir / "log.txt").read_text().count("training problems") == 1  # started once
 

@@ -209,6 +209,16 @@ def test_equals_token_by_token_formulas(gamma, cliprange):
     torch.testing.assert_close(*(torch.autograd.grad(x, batch[0])[0] for x in (loss, expected)))
 
 
+@pytest.mark.parametrize("name", list(shaping.SHAPINGS))
+@pytest.mark.parametrize("logp", [-1e-7, -60.0, -95.0, -105.0, -1000.0])
+def test_improbable_tokens_stay_finite(name, logp):
+    token = torch.tensor([logp], requires_grad=True)
+    one = torch.ones(1)
+    loss, _ = policy_loss(token, one, one, one.bool(), one.bool(), off_shaping=shaping.get(name))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(token.grad).all()
+
+
 def test_padded_equals_packed():
     batch = random_batch(3)
     mask = batch[3]

@@ -5,7 +5,7 @@ import torch
 from conftest import ARCHITECTURES, random_model
 
 from luffy.batching import TokenSequence, fill_rows, pack
-from luffy.policy import head_logprobs, token_logprobs
+from luffy.policy import check_model, head_logprobs, token_logprobs
 
 
 def random_sequences(count=9, vocab=61, seed=0):
@@ -112,8 +112,18 @@ def test_only_chunk_times_vocabulary_logits_are_alive():
     assert sum(shape[0] for shape in seen) == 2 * 23
 
 
-def test_model_that_caps_its_logits_is_refused():
-    model = random_model("Qwen2")
-    model.config.final_logit_softcapping = 30.0
+@pytest.mark.parametrize(("architecture", "tied"), ARCHITECTURES)
+def test_ordinary_models_pass_the_check(architecture, tied):
+    check_model(random_model(architecture, tied))
+
+
+def test_model_that_scales_its_logits_is_refused():
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    torch.manual_seed(0)
+    sizes = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2
+    )
+    model = GraniteForCausalLM(GraniteConfig(**sizes, vocab_size=61, logits_scaling=8.0, initializer_range=0.2)).eval()
     with pytest.raises(ValueError, match="transforms its logits"):
-        token_logprobs(model, pack(random_sequences(1), row_tokens=8, micro_batch_tokens=8)[0])
+        check_model(model)

@@ -29,7 +29,7 @@ def test_long_traces_are_cut_without_eos_or_dropped(tiny):
     assert len(kept[0].traces[0]) == 10 and EOS not in kept[0].traces[0]
     assert counts["cut_traces"] == 1
     kept, counts = tokenized(tiny, [problem()], max_completion_length=10, long_traces="drop")
-    assert kept[0].traces == ()
+    assert len(kept[0].traces) == 0
     assert (counts["dropped_traces"], counts["without_trace"], counts["traces"]) == (1, 1, 0)
 
 
@@ -43,11 +43,19 @@ def test_long_and_empty_prompts_are_left_out_and_counted(tiny):
 
 def test_every_problem_once_an_epoch_in_a_new_order():
     epochs = [
-        [i for step in range(first, first + 5) for i in draw_problems(10, 2, seed=3, step=step)] for first in (0, 5)
+        [i for step in range(first, first + 5) for i in draw_problems(11, 2, seed=3, step=step)] for first in (0, 5)
     ]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10))
+    assert all(len(set(epoch)) == 10 and set(epoch) <= set(range(11)) for epoch in epochs)
     assert epochs[0] != epochs[1]
-    assert draw_problems(3, 7, seed=0, step=0)[:3] != [] and len(draw_problems(3, 7, seed=0, step=0)) == 7
+    assert draw_problems(11, 2, seed=4, step=0) != draw_problems(11, 2, seed=3, step=0)
+    with pytest.raises(ValueError, match="fewer than"):
+        draw_problems(3, 4, seed=0, step=0)
+
+
+def test_trace_ends_at_its_first_eos(tiny):
+    tokenizer = tiny[1]
+    assert tokenize_trace("84<eos>85", "?", tokenizer) == [*tokenizer.encode("84"), EOS]
+    assert tokenize_trace("84<eos>", "?", tokenizer) == [*tokenizer.encode("84"), EOS]
 
 
 def plan(problems, num_off_policy=1, supervised=False):

@@ -85,12 +85,14 @@ def test_nothing_to_sample():
     assert sample(random_model("Qwen2"), []) == []
 
 
-def test_sliding_window_is_refused():
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+@pytest.mark.parametrize("architecture", ["Qwen2", "Mistral"])
+def test_sliding_window_is_refused(architecture):
+    import transformers
 
-    config = Qwen2Config(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        vocab_size=20, use_sliding_window=True, sliding_window=4, max_window_layers=0,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="sliding-window"):
-        TransformersSampler(Qwen2ForCausalLM(config), eos_ids=[1], pad_id=0)
+    window = dict(use_sliding_window=True, max_window_layers=0) if architecture == "Qwen2" else {}
+    sizes = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    )
+    config = getattr(transformers, f"{architecture}Config")(**sizes, vocab_size=20, sliding_window=4, **window)
+    with pytest.raises(ValueError, match="not full"):
+        TransformersSampler(getattr(transformers, f"{architecture}ForCausalLM")(config), eos_ids=[1], pad_id=0)

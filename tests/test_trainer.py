@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from luffy import METHODS, ConfigError, RunError, make_config, resume, train
 from luffy.batching import pack
-from luffy.engine import NonFiniteError
+from luffy.engine import NonFiniteError, learning_rate_factor
 from luffy.rollouts import Completion, rollout_metrics
 from luffy.runs import RunDirectory, damage
 from luffy.trainer import Trainer
@@ -88,7 +88,7 @@ def test_checkpoint_loads_with_plain_transformers(luffy_run):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains(method, tmp_path, short_run):
-    values = {**short_run, "steps": 2, "final_eval_problems": 2}
+    values = {**short_run, "steps": 2, "final_eval_problems": 4}
     run = train(make_config(method, **values), tmp_path / method)
     rows = run.metrics()
     assert run.is_complete and len(rows) == 3
@@ -149,28 +149,91 @@ def test_gradient_does_not_depend_on_micro_batches(tmp_path, method):
             torch.testing.assert_close(split[name], gradient, atol=1e-6, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_gradient_is_that_of_the_formulas(tmp_path):
-    """LUFFY's loss written out sequence by sequence with plain logits: shaped off, ratio on, entropy token mean."""
-    values = dict(rollout_batch_size=4, mini_batch_size=4, entropy_coef=0.01)
-    gradients, rows = gradient_of(tmp_path / "a", **values)
-    one = trainer(tmp_path / "b", num_problems=40, **values)
-    rewards = torch.tensor([row.reward for row in rows]).view(4, 8)
-    advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()
-    assert advantages.abs().max() > 0
+FORMULAS = {
+    "luffy": dict(),
+    "mixed": dict(),
+    "on_policy_shaping": dict(),
+    "rl_sft_loss": dict(sft_loss_coef=0.7),
+    "sft": dict(sft_loss_coef=0.7),
+}
+
+
+@pytest.mark.parametrize("method", FORMULAS)
+def test_gradient_is_that_of_the_formulas(tmp_path, method):
+    """Each method's loss written out sequence by sequence with plain logits, on a policy that has moved since it
+    sampled (so that ratios, clip and KL act): off- and on-policy terms, entropy, SFT and KL with their normalisers."""
+    terms = dict(entropy_coef=0.01, beta=0.05)
+    values = dict(method=method, rollout_batch_size=4, mini_batch_size=4, num_problems=40, **terms, **FORMULAS[method])
+    one = trainer(tmp_path, max_grad_norm=1e9, **values)
+    config, rows = one.config, rows_of(one)
+    old = one.old_logps(rows)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in one.model.parameters():
+            parameter += 0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    gradients = {}
+    one.engine.optimizer.step = lambda: gradients.update({n: p.grad.clone() for n, p in one.model.named_parameters()})
+    metrics = one.update(rows, one.advantages(rows), old)
+
+    baseline = [
+        [r.reward for r in rows if r.group == g and not (method == "rl_sft_loss" and r.off_policy)] for g in range(4)
+    ]
+    in_policy = [not (row.off_policy and method in ("rl_sft_loss", "sft")) for row in rows]
     tokens = sum(len(row.token_ids) for row in rows)
-    loss = 0.0
-    for row, advantage in zip(rows, advantages, strict=True):
+    off_tokens = sum(len(row.token_ids) for row in rows if row.off_policy)
+    shape = lambda p: p / (p + 0.1)  # noqa: E731
+    loss, clipped = 0.0, 0
+    for row, old_logp, counts in zip(rows, old, in_policy, strict=True):
         ids, first = torch.tensor([row.prompt_ids + row.token_ids]), len(row.prompt_ids)
         logp = one.model(ids).logits[0].log_softmax(-1)[first - 1 : -1]
         taken = logp.gather(-1, ids[0, first:, None])[:, 0]
-        weight = taken.exp() / (taken.exp() + 0.1) if row.off_policy else (taken - taken.detach()).exp()
-        loss = loss - (weight * advantage).sum() / (len(rows) * one.config.max_completion_length)
-        loss = loss + 0.01 * (logp.exp() * logp).sum() / tokens
+        advantage = row.reward - sum(baseline[row.group]) / max(1, len(baseline[row.group]))
+        if row.off_policy:
+            gain = advantage * (taken.exp() if method == "mixed" else shape(taken.exp()))
+        else:
+            ratio = (taken - old_logp).exp()
+            if method == "on_policy_shaping":
+                ratio = shape(taken.exp()) / shape(old_logp.exp())
+            gain = advantage * ratio
+            if method in ("mixed", "on_policy_shaping"):
+                bounded = advantage * ratio.clamp(0.8, 1.2)
+                clipped += int((bounded < gain).sum())
+                gain = torch.minimum(gain, bounded)
+            if one.reference is not None:
+                reference = one.reference(ids).logits[0].log_softmax(-1)[first - 1 : -1]
+                gap = reference.gather(-1, ids[0, first:, None])[:, 0] - taken
+                loss = loss + config.beta * (gap.exp() - gap - 1).sum() / (tokens - off_tokens)
+        if counts:
+            loss = loss - gain.sum() / (sum(in_policy) * config.max_completion_length)
+        if row.off_policy:
+            loss = loss - config.sft_loss_coef * taken.sum() / off_tokens
+        loss = loss + config.entropy_coef * (logp.exp() * logp).sum() / tokens
+    one.model.zero_grad()
     loss.backward()
     for name, parameter in one.model.named_parameters():
         torch.testing.assert_close(
             gradients[name], parameter.grad, atol=2e-6, rtol=2e-3, msg=lambda m, n=name: f"{n}: {m}"
         )
+    assert (metrics["kl"] > 1e-4) == (method != "sft")
+    assert (metrics["pg_clipfrac"] > 0) == (clipped > 0) and (clipped > 0 or method != "mixed")
+
+
+def test_options_reach_the_loss(tmp_path):
+    values = dict(rollout_batch_size=4, mini_batch_size=4, num_problems=40)
+    plain = trainer(tmp_path / "a", **values)
+    rows = rows_of(plain)
+    bounded = trainer(tmp_path / "b", **values, off_ratio_max=0.5, scale_rewards="group")
+    metrics = [one.update(rows, one.advantages(rows), one.old_logps(rows)) for one in (plain, bounded)]
+    assert metrics[0]["off_ratio_max_clip_frac"] == 0 < metrics[1]["off_ratio_max_clip_frac"]
+    assert metrics[1]["off_ratio_mean"] <= 0.5
+    assert bounded.advantages(rows).abs().max() > plain.advantages(rows).abs().max()
+
+
+def test_learning_rate_by_hand():
+    constant = [learning_rate_factor(i, 10, 3, "constant") for i in range(5)]
+    assert constant == [0.25, 0.5, 0.75, 1.0, 1.0]
+    linear = [learning_rate_factor(i, 10, 2, "linear") for i in range(10)]
+    assert linear == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
 
 
 def test_old_logps_from_sampler_and_policy_agree(tmp_path):
@@ -207,7 +270,8 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(tmp_path, monkeyp
     gradient_of(tmp_path / "b", rows, **values)
     without = len(calls)
     recomputed, _ = gradient_of(tmp_path / "c", rows, gradient_checkpointing=True, **values)
-    assert len(calls) == 3 * without
+    layers = 3  # the model is also run when it is loaded, to check its head
+    assert len(calls) - without == without + layers
     for name, gradient in plain.items():
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-7, rtol=1e-4)
 
@@ -313,6 +377,21 @@ def test_killed_during_a_checkpoint(tmp_path, short_run, luffy_run):
     assert_same_run(resume(directory), luffy_run)
 
 
+def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path, luffy_run):
+    """Both checkpoints damaged: the run starts over, and what it saves then is kept and used."""
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    for checkpoint in (directory / "checkpoints").iterdir():
+        (checkpoint / "optimizer.pt").write_bytes(b"")
+    run = RunDirectory(directory)
+    one = Trainer(run.config(), run)
+    assert one.start_step == 0
+    run.save_checkpoint(2, one.save, keep=1)
+    assert run.latest_checkpoint()[0] == 2
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-000002"]
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip", "missing", "list"])
 def test_damaged_checkpoint_is_passed_over(tmp_path, luffy_run, harm, caplog):
     directory = tmp_path / "run"
@@ -334,6 +413,17 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, luffy_run, harm, caplog):
     run = resume(directory)
     assert "is damaged" in caplog.text and "the one before it" in caplog.text
     assert_same_run(run, luffy_run)
+
+
+def test_missing_metrics_rows_are_not_papered_over(tmp_path, luffy_run):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    rows = (directory / "metrics.jsonl").read_text().splitlines()
+    (directory / "metrics.jsonl").write_text("\n".join([*rows[:2], "{", *rows[3:]]) + "\n")
+    with pytest.raises(RunError, match="lacks rows"):
+        resume(directory)
+    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 5
 
 
 def test_half_written_metrics_row_is_dropped(tmp_path, luffy_run):
@@ -453,7 +543,13 @@ def test_own_reward_and_own_data(tmp_path, short_run, monkeypatch):
 def test_supervised_run_leaves_out_problems_without_a_trace(tmp_path, short_run):
     rows = [{"problem": f"84+{i}?", "answer": str(84 + i), "traces": ["\\boxed{1}"] * (i == 1)} for i in range(1, 6)]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    values = {**short_run, "dataset": str(tmp_path / "p.jsonl"), "steps": 2}
+    values = {
+        **short_run,
+        "dataset": str(tmp_path / "p.jsonl"),
+        "steps": 2,
+        "rollout_batch_size": 1,
+        "mini_batch_size": 1,
+    }
     assert len(trainer(tmp_path / "a", method="sft", **values).problems) == 1
     assert train(make_config("sft", **values), tmp_path / "run").is_complete
     (tmp_path / "p.jsonl").write_text(json.dumps(rows[1]))

@@ -27,11 +27,15 @@ def boxed(answer):
 RIGHT = [
     ("61", "61"), ("\\frac12", "0.5"), ("142.0", "142"), ("025", "25"), ("x^2+2x+1", "(x+1)^2"), ("(1,2)", "(1,2)"),
     ("\\sqrt{6}", "\\sqrt2\\sqrt3"), ("\\frac{1}{2^{99}}", "2^{-99}"), ("\\text{Evelyn}", "\\text{Evelyn}"),
-    ("A", "A"), ("\\frac{\\pi}{4}", "\\arctan(1)"), ("50\\%", "0.5"), ("11\\sqrt2", "11\\sqrt{2}"),
+    ("A", "A"), ("x^2+y^2+z^2", "x^2+y^2+z^2"), ("x^4+x^3+x^2+x+1", "x^4+x^3+x^2+x+1"), ("a^3b^2c^5", "a^3b^2c^5"),
+    ("(1,1/2^{99})", "(1,2^{-99})"), ("x=\\frac{1}{2^{99}}", "x=2^{-99}"), ("720", "6!"),
+    ("\\frac{\\pi}{4}", "\\arctan(1)"), ("50\\%", "0.5"), ("11\\sqrt2", "11\\sqrt{2}"),
 ]  # fmt: skip
 WRONG = [
     ("61", "16"), ("x<3", "x>3"), ("(1,2)", "(2,1)"), ("1/2004!", "1/2006!"), ("\\frac{1}{2004!}", "\\frac{1}{2006!}"),
-    ("1/2^{99}", "1/2^{98}"), ("1+1/2^{99}", "1+1/2^{98}"), ("0.0000001", "0.0000002"), ("0", "1e-9"),
+    ("1/2^{99}", "1/2^{98}"), ("1+1/2^{99}", "1+1/2^{98}"),
+    ("(1,1/2^{99})", "(1,1/2^{98})"), ("x=1/2^{99}", "x=1/2^{98}"),
+    ("\\{1/2004!\\}", "\\{1/2006!\\}"), ("[0,1/2^{99}]", "[0,1/2^{98}]"), ("0.0000001", "0.0000002"), ("0", "1e-9"),
     ("61", ""), ("61", "\\frac{"),
 ]  # fmt: skip
 
@@ -77,15 +81,19 @@ def test_bombs_end_and_are_not_rewarded(verifier, bomb):
 
 
 def test_memory_bomb_is_confined():
-    """A worker under a tight limit dies or gives up on what does not fit; the next check works."""
-    with Verifier(workers=1, timeout_s=5, memory_mb=700) as verifier:
-        assert verifier.score([boxed("2^{2^{33}}")], ["61"]) == [0.0]
+    """A check that wants a gigabyte gets no more than the limit, earns nothing and leaves the verifier working."""
+
+    def peak_mb():
         worker = verifier._workers[0].process
-        if worker is not None:
-            status = Path(f"/proc/{worker.pid}/status").read_text()
-            peak_mb = int(next(line for line in status.splitlines() if line.startswith("VmPeak")).split()[1]) / 1024
-            assert peak_mb <= 701
+        status = Path(f"/proc/{worker.pid}/status").read_text() if worker else "VmPeak: 0"
+        return int(next(line for line in status.splitlines() if line.startswith("VmPeak")).split()[1]) / 1024
+
+    with Verifier(workers=1, timeout_s=20, memory_mb=450) as verifier:
         assert verifier.score([boxed(3)], ["3"]) == [1.0]
+        before = peak_mb()
+        assert verifier.score([boxed("2^{2^{33}}")], ["61"]) == [0.0]
+        assert before + 50 < peak_mb() <= 451 or verifier.counts["kills"] == 1
+        assert verifier.score([boxed(4)], ["4"]) == [1.0]
 
 
 def test_worker_that_hangs_is_killed_and_replaced():
@@ -96,6 +104,24 @@ def test_worker_that_hangs_is_killed_and_replaced():
         assert verifier.score([boxed(4)], ["4"]) == [0.0]
         assert verifier.counts["kills"] == verifier.counts["timeouts"] == 1
         assert verifier.score([boxed(5)], ["5"]) == [1.0]
+
+
+def test_worker_that_does_not_read_is_killed():
+    """A long answer fills the pipe of a stopped worker: writing has the same deadline."""
+    with Verifier(workers=1, timeout_s=0.5) as verifier:
+        assert verifier.score([boxed(3)], ["3"]) == [1.0]
+        os.kill(verifier._workers[0].process.pid, signal.SIGSTOP)
+        long = "word " * 19_000 + "\\boxed{4}"
+        assert verifier.score([f"</think>{long}"], ["4"]) == [0.0]
+        assert verifier.counts["kills"] == 1
+        assert verifier.score([f"</think>{long}"], ["4"]) == [1.0]  # a kill is not remembered as a verdict
+
+
+def test_closed_verifier_says_so():
+    verifier = Verifier(workers=1)
+    verifier.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        verifier.score(["</think> 3"], ["3"])
 
 
 def test_counts_and_cache(verifier):
@@ -120,7 +146,15 @@ def test_solution(completion, think, expected):
 
 
 def test_ordinary_answers_are_not_filtered():
-    for text in ["\\boxed{2^{10}}", "\\frac{1}{1+\\frac{1}{2}}", "10^{100}", "5!", "x^{2^n}", "long prose " * 3000]:
+    for text in [
+        "\\boxed{2^{10}}",
+        "\\frac{1}{1+\\frac{1}{2}}",
+        "10^{100}",
+        "5!",
+        "x^{2^n}",
+        "long prose " * 3000,
+        "\\boxed{61}. Great!!",
+    ]:
         assert not is_dangerous(text)
 
 
