@@ -7,12 +7,15 @@ comparison with TRL needs the extra `bench`.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,7 +26,7 @@ import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-from luffy import make_config, train
+from luffy import make_config, tinyworld, train
 from luffy.policy import head_logprobs
 from luffy.rewards import make_reward
 from luffy.runs import RunDirectory
@@ -31,7 +34,7 @@ from luffy.sampling import SamplingRequest, TransformersSampler
 from luffy.trainer import Trainer
 from luffy.verifier import Verifier
 
-PROMPTS, GENERATIONS, WINDOW = 8, 8, 96
+PROMPTS, GENERATIONS, WINDOW = 16, 8, 96
 REPEATS = 7
 
 
@@ -66,7 +69,7 @@ def rollouts(trainer: Trainer) -> list:
 
 def bench_sampler(trainer: Trainer) -> None:
     model, tokenizer = trainer.model, trainer.tokenizer
-    for prompts in (PROMPTS, 16):
+    for prompts in (8, PROMPTS):
         problems = trainer.problems[:prompts]
         requests = [SamplingRequest(p.prompt_ids, i, g) for i, p in enumerate(problems) for g in range(GENERATIONS)]
         sampler = TransformersSampler(model, eos_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id)
@@ -133,19 +136,21 @@ def bench_update(trainer: Trainer, folder: Path) -> None:
     seconds, _ = timed(lambda: trainer.train_step(next(steps)))
     line("Trainer.train_step (sample, verify, update)", f"{seconds * 1000:,.0f} ms")
     trainer.reward.close()
-    try:
-        theirs, their_step = trl_step(trainer, folder)
-    except ImportError:
+    if importlib.util.find_spec("trl") is None:
         print("TRL is not installed (extra `bench`): no comparison")
         return
+    # In a process of its own, without the memory settings of ours.
+    command = [sys.executable, __file__, "trl", trainer.config.model, str(folder)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    theirs, their_step = json.loads(output.splitlines()[-1])
     line("TRL GRPOTrainer update", f"{theirs:,.0f} tokens/s", f"{ours / theirs:.2f}x")
     line("TRL GRPOTrainer step", f"{their_step * 1000:,.0f} ms", f"{their_step / seconds:.2f}x")
 
 
-def trl_step(trainer: Trainer, folder: Path) -> tuple[float, float]:
+def trl_step(path: str, folder: Path) -> tuple[float, float]:
     """TRL's tokens/s in the update and seconds per step: same model, prompts, window, reward and loss."""
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     verifier = Verifier(workers=1)
@@ -153,8 +158,8 @@ def trl_step(trainer: Trainer, folder: Path) -> tuple[float, float]:
     def reward(prompts, completions, answer, **columns):
         return verifier.score(completions, answer, think=False)
 
-    problems = trainer.problems[:PROMPTS]
-    data = Dataset.from_list([{"prompt": p.prompt_text, "answer": p.problem.answer} for p in problems])
+    problems = tinyworld.make_problems("chain", "train", PROMPTS * (REPEATS + 1))
+    data = Dataset.from_list([{"prompt": p.prompt[0]["content"], "answer": p.answer} for p in problems])
     steps, generation, tokens = [], [], []
 
     class Clock(TrainerCallback):
@@ -178,10 +183,10 @@ def trl_step(trainer: Trainer, folder: Path) -> tuple[float, float]:
         learning_rate=1e-12, temperature=1.0, max_steps=REPEATS + 1, report_to="none", use_cpu=True, bf16=False,
         gradient_checkpointing=False, logging_steps=1000, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_pretrained(trainer.config.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     theirs = Timed(
-        model=model, args=config, train_dataset=data, reward_funcs=reward, processing_class=trainer.tokenizer,
-        callbacks=[Clock()],
+        model=model, args=config, train_dataset=data, reward_funcs=reward, callbacks=[Clock()],
+        processing_class=AutoTokenizer.from_pretrained(path),
     )  # fmt: skip
     theirs.train()
     verifier.close()
@@ -224,24 +229,35 @@ def memory_mb() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+KINDS = {
+    "integers": ["%d"],
+    "mixed": ["\\frac{%d}{7}", "%d", "\\sqrt{%d}", "%d.5", "x^2+%d", "(%d, 3)", "%d\\pi", "2^{%d}"],
+}
+
+
 def bench_verifier() -> None:
-    """Checks of different ordinary answers, none of them cached."""
-    answers = ["\\frac{%d}{7}", "%d", "\\sqrt{%d}", "%d.5", "x^2+%d", "(%d, 3)", "%d\\pi", "2^{%d}"]
-    golds = [answers[i % len(answers)] % (i + 2) for i in range(2000)]
-    completions = [f"so</think> The answer is $\\boxed{{{gold}}}$." for gold in golds]
-    for workers in (1, 2):
-        with Verifier(workers=workers) as verifier:
-            verifier.score(["</think> 1"] * workers, [str(i) for i in range(workers)])
-            started = time.perf_counter()
-            scores = verifier.score(completions, golds)
-            seconds = time.perf_counter() - started
-        assert sum(scores) == len(scores)
-        line(f"verifier, {workers} worker{'s' * (workers > 1)}", f"{len(golds) / seconds:,.0f} checks/s")
+    """Checks of answers that all differ, so that none is cached."""
+    for kind, answers in KINDS.items():
+        golds = [answers[i % len(answers)] % (i + 2) for i in range(2000)]
+        completions = [f"so</think> The answer is $\\boxed{{{gold}}}$." for gold in golds]
+        for workers in (1, 2):
+            with Verifier(workers=workers) as verifier:
+                verifier.score(["</think> 1"] * workers, [str(i) for i in range(workers)])  # they start when needed
+                started = time.perf_counter()
+                scores = verifier.score(completions, golds)
+                seconds = time.perf_counter() - started
+            assert sum(scores) == len(scores)
+            line(f"verifier, {kind}, {workers} worker{'s' * (workers > 1)}", f"{len(golds) / seconds:,.0f} checks/s")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["trl"]:
+        print(json.dumps(trl_step(sys.argv[2], Path(sys.argv[3]))))
+        return
     wanted = sys.argv[1:] or ["sampler", "update", "head", "verifier"]
     line("one thread", "", "ratio")
+    if "head" in wanted:  # first: later the C library keeps freed memory (engine.tune_cpu)
+        bench_head()
     with tempfile.TemporaryDirectory() as folder:
         if {"sampler", "update"} & set(wanted):
             trainer = make_trainer(Path(folder))
@@ -249,8 +265,6 @@ def main() -> None:
                 bench_sampler(trainer)
             if "update" in wanted:
                 bench_update(trainer, Path(folder))
-    if "head" in wanted:
-        bench_head()
     if "verifier" in wanted:
         bench_verifier()
 
