@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -132,13 +133,15 @@ def plot_shapings(shapings: dict[str, Shaping]) -> Figure:
 
 
 def progress_line(statuses: Sequence[Status]) -> str:
-    """One line on how far a set of runs is."""
-    count = {state: sum(s.state == state for s in statuses) for state in ("complete", "running", "waiting", "failed")}
+    """One line on how far a set of runs is, with a bar."""
+    states = Counter(status.state for status in statuses)
     done = sum(status.step for status in statuses)
     total = sum(status.job.total_steps for status in statuses)
-    return f"{done:,} of {total:,} steps · runs: " + ", ".join(
-        f"{number} {state}" for state, number in count.items() if number
+    bar = "█" * (30 * done // total) + "░" * (30 - 30 * done // total)
+    counts = ", ".join(
+        f"{states[state]} {state}" for state in ("complete", "running", "waiting", "failed") if states[state]
     )
+    return f"{bar} {done:,} of {total:,} steps · runs: {counts}"
 
 
 def follow(

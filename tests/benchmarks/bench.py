@@ -236,17 +236,19 @@ KINDS = {
 
 
 def bench_verifier() -> None:
-    """Checks of answers that all differ, so that none is cached."""
+    """Checks of groups of eight answers to a problem, all different, so that none is cached; one of them is right."""
     for kind, answers in KINDS.items():
-        golds = [answers[i % len(answers)] % (i + 2) for i in range(2000)]
-        completions = [f"so</think> The answer is $\\boxed{{{gold}}}$." for gold in golds]
+        forms = [answers[i % len(answers)] for i in range(250)]
+        golds = [form % (i + 2) for i, form in enumerate(forms) for _ in range(8)]
+        given = [form % (i + 2 + 300 * k) for i, form in enumerate(forms) for k in range(8)]
+        completions = [f"so</think> The answer is $\\boxed{{{answer}}}$." for answer in given]
         for workers in (1, 2):
             with Verifier(workers=workers) as verifier:
                 verifier.score(["</think> 1"] * workers, [str(i) for i in range(workers)])  # they start when needed
                 started = time.perf_counter()
                 scores = verifier.score(completions, golds)
                 seconds = time.perf_counter() - started
-            assert sum(scores) == len(scores)
+            assert sum(scores) == len(forms)
             line(f"verifier, {kind}, {workers} worker{'s' * (workers > 1)}", f"{len(golds) / seconds:,.0f} checks/s")
 
 
