@@ -252,7 +252,7 @@ def results(jobs: Sequence[Job]) -> pd.DataFrame:
             row[name] = sum(sampled) / len(sampled) if sampled else float("nan")
         row |= {
             "prompts": sum(end["total/prompts"] for end in ends),
-            "generated_tokens": sum(end.get("total/generated_tokens", 0) for end in ends),
+            "generated_tokens": sum(end["total/generated_tokens"] for end in ends),
             "trained_tokens": sum(end["total/trained_tokens"] for end in ends),
             "seconds": sum(r["time/step"] for r in steps),
         }

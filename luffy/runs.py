@@ -232,6 +232,12 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
+def seconds_per_phase(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The sums of the time/... columns of a run's metrics."""
+    phases = sorted({name for row in rows for name in row if name.startswith("time/")})
+    return {name.removeprefix("time/"): round(sum(row.get(name, 0.0) for row in rows), 3) for name in phases}
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that the file is whole at every moment."""
     _replace(path, json.dumps(value, indent=1))

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from . import evaluation, methods, reporting, tinyworld
 from .batching import MicroBatch, pack
-from .config import TINYWORLD, Config
+from .config import TINYWORLD, Config, ConfigError
 from .data import Problem, fingerprint, load_problems
 from .engine import NonFiniteError, TorchEngine, eos_ids, load_model, load_tokenizer, pick_device, tune_cpu
 from .objective import group_advantages, policy_loss
@@ -52,7 +52,7 @@ from .rollouts import (
     rollout_metrics,
     tokenize_problems,
 )
-from .runs import RunDirectory, RunError, make_manifest
+from .runs import RunDirectory, RunError, make_manifest, seconds_per_phase
 from .sampling import TransformersSampler
 
 if TYPE_CHECKING:
@@ -98,6 +98,10 @@ class Trainer:
             self.problems = [problem for problem in self.problems if problem.traces]
             if not self.problems:
                 raise ValueError(f"{config.dataset} has no traces to fine-tune on")
+        if len(self.problems) < config.rollout_batch_size:
+            raise ConfigError(
+                f"rollout_batch_size {config.rollout_batch_size} exceeds the {len(self.problems)} problems"
+            )
         log.info("training problems: %s", dict(counts))
         self.fingerprint = fingerprint(problems)
         self.families = evaluation.tokenize_families(
@@ -105,10 +109,18 @@ class Trainer:
             self.tokenizer,
             config,
         )
-        self.start_step, self.totals = 0, Counter[str]()
+        self.start_step, self.totals = 0, Counter(prompts=0, generated_tokens=0, trained_tokens=0)
         found = run.latest_checkpoint()
         updates = config.steps * config.rollout_batch_size // config.mini_batch_size
         self.model = load_model(config, found[1] if found else None)
+        window, positions = (
+            config.max_prompt_length + config.max_completion_length,
+            self.model.config.max_position_embeddings,
+        )
+        if window > positions:
+            raise ConfigError(
+                f"max_prompt_length + max_completion_length is {window}, the model has {positions} positions"
+            )
         self.engine = TorchEngine(self.model, config, updates)
         if found:
             self.start_step, folder = found
@@ -418,12 +430,6 @@ class Trainer:
             yield
         finally:
             self.seconds[phase] = time.perf_counter() - started
-
-
-def seconds_per_phase(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The sums of the time/... columns of a run's metrics."""
-    phases = sorted({name for row in rows for name in row if name.startswith("time/")})
-    return {name.removeprefix("time/"): round(sum(row.get(name, 0.0) for row in rows), 3) for name in phases}
 
 
 def train(config: Config, run_dir: str | Path) -> RunDirectory:

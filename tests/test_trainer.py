@@ -97,7 +97,7 @@ def test_every_method_trains(method, tmp_path, short_run):
     assert all((row["groups/off_policy_share"] > 0) == demonstrations for row in rows[1:])
     if method == "sft":
         assert all(row["groups/off_policy_share"] == 1 for row in rows[1:])
-        assert "total/generated_tokens" not in rows[1]
+        assert rows[-1]["total/generated_tokens"] == 0 < rows[-1]["total/trained_tokens"]
     if method == "sft_rl":
         first = RunDirectory(run.path / "first_stage")
         assert first.is_complete and first.config().supervised
@@ -506,6 +506,13 @@ def test_other_data_than_before_is_refused(tmp_path, luffy_run, monkeypatch):
     monkeypatch.setattr("luffy.trainer.fingerprint", lambda problems: "other")
     with pytest.raises(RunError, match="not the data"):
         resume(directory)
+
+
+def test_impossible_sizes_are_refused_before_training(tmp_path, short_run):
+    with pytest.raises(ConfigError, match="the model has 512 positions"):
+        trainer(tmp_path / "a", **{**short_run, "max_completion_length": 500})
+    with pytest.raises(ConfigError, match="exceeds the 3 problems"):
+        trainer(tmp_path / "b", **{**short_run, "num_problems": 3})
 
 
 def test_unknown_reward_function(tmp_path, short_run):
