@@ -231,7 +231,8 @@ def memory_mb() -> float:
 
 KINDS = {
     "integers": ["%d"],
-    "mixed": ["\\frac{%d}{7}", "%d", "\\sqrt{%d}", "%d.5", "x^2+%d", "(%d, 3)", "%d\\pi", "2^{%d}"],
+    "mixed": ["%d"] * 12 + ["\\frac{%d}{7}"] * 3 + ["\\sqrt{%d}", "%d.5", "%d\\pi", "x^2+%d", "(%d, 3)"],
+    "hard": ["\\frac{%d}{7}", "%d", "\\sqrt{%d}", "%d.5", "x^2+%d", "(%d, 3)", "%d\\pi", "2^{%d}"],
 }
 
 
