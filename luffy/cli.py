@@ -79,9 +79,10 @@ def _resume(run_dir: Path) -> None:
 def _run(command: Any) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    from .data import DataError
     from .runs import RunError
 
     try:
         command()
-    except (ConfigError, RunError) as error:  # the user's to mend; anything else keeps its traceback
+    except (ConfigError, DataError, RunError) as error:  # anything else keeps its traceback
         sys.exit(f"luffy: {error}")

@@ -45,6 +45,10 @@ class Problem:
     columns: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
+class DataError(ValueError):
+    """A data set that is not there or holds nothing usable."""
+
+
 class RowError(ValueError):
     """A row of a data set that cannot become a Problem; the message says why."""
 
@@ -120,8 +124,7 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
     """Loads problems from a .parquet, .json or .jsonl file, or from a data set on the Hugging Face hub.
 
     Returns the problems and a count of rows by what became of them ("kept", or the reason of the rejection). Each
-    rejected row is logged with its index. Raises ValueError if nothing is kept, FileNotFoundError for a file that
-    is not there.
+    rejected row is logged with its index. Raises DataError if nothing is kept or the file is not there.
     """
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
@@ -134,7 +137,7 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
             log.warning("%s: row %d rejected: %s", path, index, error)
     log.info("%s: %s", path, ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "no rows")
     if not problems:
-        raise ValueError(f"{path}: no usable problem ({dict(counts)})")
+        raise DataError(f"{path}: no usable problem ({dict(counts)})")
     return problems, counts
 
 
@@ -146,7 +149,7 @@ def _rows(path: str, split: str) -> Iterable[dict[str, Any]]:
         yield from load_dataset(path, split=split)
         return
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no data file {path}")
+        raise DataError(f"no data file {path}")
     if suffix == ".parquet":
         yield from Dataset.from_parquet(path)
         return

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from . import policy
-from .config import Config
+from .config import Config, ConfigError
+from .runs import NonFiniteError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,10 +23,6 @@ TINY_MODEL = Path(__file__).parent / "assets" / "tiny"
 
 
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient is NaN or infinite. The weights are still those from before the step."""
 
 
 def tune_cpu(num_threads: int) -> None:
@@ -71,12 +68,15 @@ def load_model(config: Config, path: str | Path | None = None) -> PreTrainedMode
 
 
 def load_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The tokenizer of the base model. Raises ValueError if it has no EOS."""
+    """The tokenizer of the base model. Raises ConfigError if there is no such model, or it has no EOS."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(TINY_MODEL) if config.model == "tiny" else config.model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(TINY_MODEL) if config.model == "tiny" else config.model)
+    except OSError as error:
+        raise ConfigError(f"no model {config.model!r}: {str(error).splitlines()[0]}") from error
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {config.model} has no EOS token: a completion could not end")
+        raise ConfigError(f"the tokenizer of {config.model} has no EOS token: a completion could not end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from .batching import TokenSequence
-from .data import Problem, render_prompt
+from .data import DataError, Problem, render_prompt
 from .sampling import Rollout, SamplingRequest
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def tokenize_problems(
     A problem whose prompt is empty or longer than max_prompt_length tokens is left out. A trace longer than
     max_completion_length is cut to it, without EOS (long_traces="cut", as the reference does), or left out ("drop").
     Counts: "problems", "long_prompts", "empty_prompts", "traces", "cut_traces", "dropped_traces",
-    "without_trace". Raises ValueError if no problem is left.
+    "without_trace". Raises DataError if no problem is left.
     """
     if long_traces not in ("cut", "drop"):
         raise ValueError(f"long_traces is 'cut' or 'drop', not {long_traces!r}")
@@ -111,7 +111,7 @@ def tokenize_problems(
         counts["without_trace"] += not traces
         kept.append(TokenizedProblem(problem, text, tuple(prompt_ids), tuple(traces)))
     if not kept:
-        raise ValueError(f"no usable problem: {dict(counts)}")
+        raise DataError(f"no usable problem: {dict(counts)}")
     return kept, counts
 
 

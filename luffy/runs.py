@@ -41,6 +41,10 @@ class RunError(RuntimeError):
     """A run directory that cannot be used as asked: taken, not a run, or of another configuration."""
 
 
+class NonFiniteError(RunError):
+    """The loss, the gradient or the policy's probabilities are NaN or infinite. The weights are those from before."""
+
+
 class RunDirectory:
     """One run directory. Creating the object touches nothing on disk."""
 

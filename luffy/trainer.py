@@ -37,8 +37,8 @@ from torch import Tensor
 from . import evaluation, methods, reporting, tinyworld
 from .batching import MicroBatch, pack
 from .config import TINYWORLD, Config, ConfigError
-from .data import Problem, fingerprint, load_problems
-from .engine import NonFiniteError, TorchEngine, eos_ids, load_model, load_tokenizer, pick_device, tune_cpu
+from .data import DataError, Problem, fingerprint, load_problems
+from .engine import TorchEngine, eos_ids, load_model, load_tokenizer, pick_device, tune_cpu
 from .objective import group_advantages, policy_loss
 from .policy import token_logprobs
 from .rewards import make_reward
@@ -52,7 +52,7 @@ from .rollouts import (
     rollout_metrics,
     tokenize_problems,
 )
-from .runs import RunDirectory, RunError, make_manifest, seconds_per_phase
+from .runs import NonFiniteError, RunDirectory, RunError, make_manifest, seconds_per_phase
 from .sampling import TransformersSampler
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Trainer:
         if config.supervised:
             self.problems = [problem for problem in self.problems if problem.traces]
             if not self.problems:
-                raise ValueError(f"{config.dataset} has no traces to fine-tune on")
+                raise DataError(f"{config.dataset} has no traces to fine-tune on")
         if len(self.problems) < config.rollout_batch_size:
             raise ConfigError(
                 f"rollout_batch_size {config.rollout_batch_size} exceeds the {len(self.problems)} problems"

@@ -6,7 +6,7 @@ from conftest import SHARED_DATA
 from datasets import Dataset
 
 from luffy import data
-from luffy.data import Problem, RowError, load_problems, problem_from_row, render_prompt
+from luffy.data import DataError, Problem, RowError, load_problems, problem_from_row, render_prompt
 
 REFERENCE_ROW = {
     "data_source": "openr1",
@@ -82,9 +82,9 @@ def test_parquet_in_the_reference_schema(tmp_path):
 
 def test_nothing_usable_is_an_error(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"problem": "x"}\n')
-    with pytest.raises(ValueError, match="no usable problem"):
+    with pytest.raises(DataError, match="no usable problem"):
         load_problems(str(tmp_path / "a.jsonl"))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match="no data file"):
         load_problems(str(tmp_path / "b.parquet"))
 
 

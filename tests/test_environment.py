@@ -112,6 +112,8 @@ def test_command_line_trains(tmp_path):
         (["train", "--steps", "3"], "--run-dir"),
         (["train", "--config", "missing.yaml", "--run-dir", "x"], "cannot read the configuration"),
         (["resume", "nowhere"], "not a run directory"),
+        (["train", "--dataset", "missing.jsonl", "--run-dir", "x"], "no data file missing.jsonl"),
+        (["train", "--model", "./missing", "--run-dir", "x"], "no model './missing'"),
     ],
 )
 def test_bad_calls_end_in_one_line(arguments, message, tmp_path):
@@ -120,4 +122,4 @@ def test_bad_calls_end_in_one_line(arguments, message, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("checkpoints"))

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from luffy import METHODS, ConfigError, RunError, make_config, resume, train
 from luffy.batching import pack
-from luffy.engine import NonFiniteError, learning_rate_factor
+from luffy.engine import learning_rate_factor
 from luffy.rollouts import Completion, rollout_metrics
-from luffy.runs import RunDirectory, damage
+from luffy.runs import NonFiniteError, RunDirectory, damage
 from luffy.trainer import Trainer
 
 
