@@ -7,13 +7,17 @@ in whatever order rows are computed. Off-policy rows never come here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import sdpa_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,6 +82,39 @@ class _RoomyLayer(DynamicLayer):
 
     def keep(self, rows: Tensor) -> None:
         self.key_room, self.value_room = self.key_room[rows], self.value_room[rows]
+
+
+def _grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """sdpa for one new token a row, which does not copy a key head for every query head that shares it.
+
+    transformers' own makes these copies wherever there is a mask. That suits CUDA, whose fast kernels take no grouped
+    heads with a mask; on a CPU the copies cost several times the attention itself.
+    """
+    output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("luffy_grouped", _grouped_attention)
+AttentionMaskInterface.register("luffy_grouped", sdpa_mask)
+
+
+@contextmanager
+def _decoding(model: PreTrainedModel) -> Iterator[None]:
+    """Around the forward pass of one new token a row."""
+    usual = model.config._attn_implementation
+    model.config._attn_implementation = "luffy_grouped" if model.device.type == "cpu" else usual
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = usual
 
 
 class TransformersSampler:
@@ -151,13 +188,14 @@ class TransformersSampler:
                 running = running[running]
             length += 1
             positions = positions + 1
-            hidden = self.model.base_model(
-                input_ids=picked[:, None],
-                attention_mask=visible[:, None, None, :length],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[:, -1]
+            with _decoding(self.model):
+                hidden = self.model.base_model(
+                    input_ids=picked[:, None],
+                    attention_mask=visible[:, None, None, :length],
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state[:, -1]
 
     def _prefill(
         self, requests: list[SamplingRequest], max_new_tokens: int
