@@ -6,7 +6,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import tinyworld
@@ -85,11 +85,11 @@ def evaluation_problems(config: Config, per_family: int) -> dict[str, list[Probl
 def tokenize_families(
     families: dict[str, list[Problem]], tokenizer: PreTrainedTokenizerBase, config: Config
 ) -> dict[str, list[TokenizedProblem]]:
-    """Prompt tokens for every family; a prompt longer than the window is left out, and logged."""
+    """Prompt tokens for every family, without traces; a prompt longer than the window is left out, and logged."""
     tokenized = {}
     for family, problems in families.items():
         tokenized[family], counts = tokenize_problems(
-            problems,
+            [replace(problem, traces=()) for problem in problems],
             tokenizer,
             template=config.template,
             max_prompt_length=config.max_prompt_length,

@@ -101,9 +101,10 @@ def tokenize_problems(
         for trace in problem.traces:
             ids = tokenize_trace(trace, text, tokenizer)
             if len(ids) > max_completion_length:
-                counts[f"{'cut' if long_traces == 'cut' else 'dropped'}_traces"] += 1
                 if long_traces == "drop":
+                    counts["dropped_traces"] += 1
                     continue
+                counts["cut_traces"] += 1
                 ids = ids[:max_completion_length]
             traces.append(np.asarray(ids, dtype=np.int32))
         counts["problems"] += 1

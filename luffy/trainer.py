@@ -322,9 +322,8 @@ class Trainer:
             | policy_term(logps, slice(None))[1]
             | {
                 "sft_loss": mean(-logps[off_policy]),
-                "off_policy_prob": mean(
-                    logps[off_policy].exp()
-                ),  # also where demonstrations are not in the policy loss
+                # over policy_loss's own, which is 0 where demonstrations take no part in the policy loss
+                "off_policy_prob": mean(logps[off_policy].exp()),
                 "kl": kl,
                 "entropy": mean(entropies),
                 "entropy/on": mean(entropies[~off_policy]),
