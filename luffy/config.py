@@ -54,6 +54,8 @@ class Config:
     """Tiny world only: difficulties of the training problems."""
     trace_errors: float = 0.0
     """Tiny world only: share of traces that end in a wrong answer."""
+    num_traces: int = 1
+    """Tiny world only: traces per problem, of which num_off_policy join a group."""
     eval_datasets: tuple[str, ...] = (TINYWORLD,)
     """Evaluation problems: "tinyworld" for all its families, names of benchmarks.py, files or hub names."""
     ood_sources: tuple[str, ...] = ("words", "flip", "prefix", "arc_c", "gpqa", "mmlu_pro")
@@ -319,6 +321,11 @@ def check_values(config: Config) -> None:
     if min(config.difficulties) < 2:
         raise ConfigError(
             f"difficulties must be 2 or more (the number of operations plus one), not {min(config.difficulties)}"
+        )
+    if config.dataset == TINYWORLD and config.num_off_policy > config.num_traces:
+        raise ConfigError(
+            f"num_off_policy {config.num_off_policy} exceeds num_traces {config.num_traces}: the tiny world's problems "
+            "would not have that many demonstrations"
         )
     check_device(config.device)
     for source, split in ((config.dataset, config.dataset_split), (config.complement, config.complement_split)):

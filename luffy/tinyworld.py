@@ -160,11 +160,13 @@ def make_problems(
     seed: int = 0,
     difficulties: tuple[int, ...] | None = None,
     trace_errors: float = 0.0,
+    num_traces: int = 1,
 ) -> list[Problem]:
-    """`count` different problems of a family, difficulties in turn, each with one teacher trace.
+    """`count` different problems of a family, difficulties in turn, each with `num_traces` teacher traces.
 
-    The same arguments give the same problems, and a larger count only adds to them. trace_errors: share of traces that
-    end in a wrong answer; it changes nothing else. Raises ValueError for an unknown family or split, and if the family
+    The same arguments give the same problems, and a larger count, or more traces, only adds to them. Traces of one
+    problem differ in the teacher's mistakes only, so some are equal. trace_errors: share of traces that end in a wrong
+    answer; it changes nothing else. Raises ValueError for an unknown family or split, and if the family
     has fewer problems than asked for.
     """
     if family not in FAMILIES or split not in SPLITS:
@@ -185,15 +187,16 @@ def make_problems(
             continue
         seen.add(chain)
         question = write_chain(chain, kind.style)
-        trace = teacher_trace(chain, rng)
+        traces = [teacher_trace(chain, rng)]
+        more = random.Random(f"{family}/{split}/{seed}/traces/{len(problems)}")
+        traces += [teacher_trace(chain, more) for _ in range(num_traces - 1)]
         errors = random.Random(f"{family}/{split}/{seed}/errors/{len(problems)}")
-        if errors.random() < trace_errors:
-            trace = spoiled(trace, errors)
+        traces = [spoiled(trace, errors) if errors.random() < trace_errors else trace for trace in traces]
         problems.append(
             Problem(
                 prompt=({"role": "user", "content": question},),
                 answer=str(chain.values()[-1]),
-                traces=(trace,),
+                traces=tuple(traces),
                 source=family,
                 columns={"difficulty": level},
             )

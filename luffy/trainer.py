@@ -70,6 +70,7 @@ def training_problems(config: Config) -> list[Problem]:
             config.num_problems or 1000,
             difficulties=config.difficulties,
             trace_errors=config.trace_errors,
+            num_traces=config.num_traces,
         )
     problems, _ = load_problems(config.dataset, config.dataset_split)
     taken = problems[: config.num_problems or None]
