@@ -69,10 +69,32 @@ def fill_rows(lengths: SequenceOf[int], capacity: int) -> list[list[int]]:
     return rows
 
 
+def deal(weights: SequenceOf[int], parts: int) -> list[list[int]]:
+    """Deals items to `parts` so that the sums of their weights are about equal: the heaviest first, each to the part
+    that has least. Returns the indices of each part's items, in the order in which they were dealt."""
+    dealt: list[list[int]] = [[] for _ in range(parts)]
+    sums = [0] * parts
+    for index in sorted(range(len(weights)), key=lambda i: -weights[i]):
+        part = sums.index(min(sums))
+        dealt[part].append(index)
+        sums[part] += weights[index]
+    return dealt
+
+
 def pack(
-    sequences: SequenceOf[TokenSequence], *, row_tokens: int, micro_batch_tokens: int, pad_id: int = 0
+    sequences: SequenceOf[TokenSequence],
+    *,
+    row_tokens: int,
+    micro_batch_tokens: int,
+    pad_id: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> list[MicroBatch]:
     """Packs sequences into micro-batches of at most `micro_batch_tokens` tokens (one row at least).
+
+    With several `parts` (ranks that compute the mini-batch together), the rows are dealt to them, balanced by tokens,
+    and those of `part` are returned: as many micro-batches as for every other part, empty ones at the end, because
+    in a sharded model all ranks must go forward and backward equally often.
 
     A row holds `row_tokens` tokens, or the longest sequence if that is longer. The end of a row that no sequence
     fills is padding, which is a sequence of its own and carries no loss. Raises ValueError on an empty prompt,
@@ -87,15 +109,25 @@ def pack(
     for sequence in sequences:
         starts.append(starts[-1] + len(sequence.completion_ids))
     rows = fill_rows(lengths, max(row_tokens, max(lengths)))
-    rows.sort(key=lambda row: -sum(lengths[i] for i in row))
-    batches: list[list[list[int]]] = []
-    width = 0
-    for row in rows:
-        if not batches or width * (len(batches[-1]) + 1) > micro_batch_tokens:
-            batches.append([])
-            width = sum(lengths[i] for i in row)
-        batches[-1].append(row)
-    return [_micro_batch(sequences, batch, starts, pad_id) for batch in batches]
+    weights = [sum(lengths[i] for i in row) for row in rows]
+    shares = []
+    for dealt in deal(weights, parts):
+        batches: list[list[list[int]]] = []
+        width = 0
+        for row in dealt:  # the longest first
+            if not batches or width * (len(batches[-1]) + 1) > micro_batch_tokens:
+                batches.append([])
+                width = weights[row]
+            batches[-1].append(rows[row])
+        shares.append(batches)
+    missing = max(map(len, shares)) - len(shares[part])
+    return [_micro_batch(sequences, batch, starts, pad_id) for batch in shares[part]] + [empty(pad_id)] * missing
+
+
+def empty(pad_id: int = 0) -> MicroBatch:
+    """A micro-batch without completion tokens, whose loss and gradient are zero."""
+    none = torch.zeros(0, dtype=torch.long)
+    return MicroBatch(torch.tensor([[pad_id, pad_id]]), torch.tensor([[0, 1]]), none, none, none)
 
 
 def _micro_batch(

@@ -139,10 +139,17 @@ class Config:
     verifier_timeout: float = 5.0
     """Seconds a check may take."""
 
+    engine: str = "torch"
+    """"torch" (one process) or "deepspeed" (one process per GPU: `luffy train --nproc 8`)."""
+    zero_stage: int = 2
+    """DeepSpeed only: what is sharded over the ranks: 1 the optimiser's state, 2 gradients too, 3 weights too."""
+    offload_optimizer: bool = False
+    """DeepSpeed only: keep the optimiser's state, and take its steps, on the CPU."""
     device: str = "auto"
     """"cpu", "cuda", or "auto": a GPU if there is one."""
     precision: str = "float32"
-    """"float32", or "bfloat16" autocast over float32 weights."""
+    """"float32", or "bfloat16": autocast over float32 weights (torch), bfloat16 weights with float32 master weights
+    (deepspeed)."""
     row_tokens: int = 128
     """Length of a packed row: short on a CPU, long on a GPU."""
     micro_batch_tokens: int = 8192
@@ -151,8 +158,22 @@ class Config:
     """Tokens whose logits exist at once."""
     gradient_checkpointing: bool = False
     """Recompute the trunk's activations in backward."""
+    sampler: str = "transformers"
+    """What generates: "transformers" (the policy's own weights), or "vllm" (a process of its own on the device)."""
     sampler_rows: int = 512
     """Completions sampled at once."""
+    sampler_timeout: float = 600.0
+    """vLLM only: seconds without a sign of life after which its process is started again, once in a run."""
+    sampler_gap_limit: float = 0.2
+    """Mean difference between the sampler's log-probs and the trainer's, in nats, that ends the run."""
+    importance_sampling_cap: float | None = None
+    """Weight on-policy tokens with min(cap, trainer's probability / sampler's); None: no correction (the paper)."""
+    vllm_servers: tuple[str, ...] = ()
+    """Addresses (host:port) of `luffy serve` to generate on, one per rank at most; none: the ranks' own devices."""
+    vllm_gpu_memory: float = 0.4
+    """vLLM only: share of the GPU's memory for its weights and cache."""
+    vllm_cache_mb: int = 0
+    """vLLM only: size of its key-value cache; 0: what vllm_gpu_memory leaves, on a CPU 512."""
     num_threads: int = 1
     """CPU threads of torch; other values may change the last bits."""
 
@@ -217,6 +238,8 @@ CHOICES = {
     "off_shaping": tuple(shaping.SHAPINGS),
     "on_shaping": ("none", "regularized", "sqrt", "power"),
     "lr_schedule": ("constant", "linear"),
+    "engine": ("torch", "deepspeed"),
+    "sampler": ("transformers", "vllm"),
     "precision": ("float32", "bfloat16"),
     "report_to": ("none", "tensorboard", "wandb", "trackio"),
 }
@@ -225,7 +248,7 @@ CHOICES = {
 MAY_BE_ZERO = {
     "seed", "num_problems", "trace_errors", "num_off_policy", "epsilon", "epsilon_high", "shaping_weight",
     "sft_loss_coef", "entropy_coef", "beta", "warmup_steps", "weight_decay", "eval_steps", "final_eval_problems",
-    "eval_temperature", "sample_steps",
+    "eval_temperature", "sample_steps", "vllm_cache_mb",
 }
 # fmt: on
 MAY_BE_ANYTHING = {"off_ratio_min", "off_ratio_max"}
@@ -327,6 +350,14 @@ def check_values(config: Config) -> None:
             f"num_off_policy {config.num_off_policy} exceeds num_traces {config.num_traces}: the tiny world's problems "
             "would not have that many demonstrations"
         )
+    if config.importance_sampling_cap is not None and not config.recompute_old_logp:
+        raise ConfigError("importance_sampling_cap needs recompute_old_logp: the trainer's probabilities")
+    if config.vllm_servers and config.sampler != "vllm":
+        raise ConfigError("vllm_servers need sampler vllm")
+    if config.vllm_gpu_memory > 1:
+        raise ConfigError(f"vllm_gpu_memory is a share, not {config.vllm_gpu_memory}")
+    if config.zero_stage not in (1, 2, 3):
+        raise ConfigError(f"zero_stage is 1, 2 or 3, not {config.zero_stage}")
     check_device(config.device)
     for source, split in ((config.dataset, config.dataset_split), (config.complement, config.complement_split)):
         if source == TINYWORLD and split not in ("train", "complement"):

@@ -1,4 +1,5 @@
-"""The optimiser behind the trainer: one process, plain torch, float32 weights (bfloat16 autocast if asked for)."""
+"""Loading models, and the optimiser behind the trainer: the Engine protocol, and the engine of a single process (plain
+torch, float32 weights, bfloat16 autocast if asked for)."""
 
 from __future__ import annotations
 
@@ -7,12 +8,13 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from . import policy
+from .batching import MicroBatch
 from .config import TINY, Config, ConfigError
 from .runs import NonFiniteError
 
@@ -123,6 +125,57 @@ def learning_rate_factor(update: int, total: int, warmup: int, schedule: str) ->
     return 1.0
 
 
+def learning_rate(config: Config, update: int, total: int) -> float:
+    """The learning rate of optimiser step `update` (from 0) of `total`."""
+    factor = learning_rate_factor(update, total, config.warmup_steps, config.lr_schedule)
+    return factor * config.peak_learning_rate
+
+
+def adamw(model: PreTrainedModel, config: Config, *, fused: bool = False) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.peak_learning_rate,
+        betas=(0.9, config.adam_beta2),
+        weight_decay=config.weight_decay,
+        fused=fused or None,
+    )
+
+
+@contextmanager
+def precision(config: Config, device: torch.device) -> Iterator[None]:
+    """Around a forward pass over float32 weights."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        yield
+
+
+class Engine(Protocol):
+    """What the trainer needs of whatever updates the policy."""
+
+    def token_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of a micro-batch's tokens under the policy, as `policy.token_logprobs`."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of one micro-batch's share of the loss. Raises NonFiniteError."""
+        ...
+
+    def step(self) -> dict[str, float]:
+        """Clips, updates and clears the gradient. Returns grad_norm (before clipping) and lr. Raises NonFiniteError."""
+        ...
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's weights by their Hugging Face names; a tensor holds until the next one is asked for."""
+        ...
+
+    def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Writes the model in Hugging Face layout with its tokenizer, and the optimiser's state."""
+        ...
+
+    def load_optimizer(self, folder: Path) -> None:
+        """Restores what `save` wrote beside the model; the model itself is loaded with load_model."""
+        ...
+
+
 class TorchEngine:
     """AdamW over one model in one process: backward accumulates, step clips and updates."""
 
@@ -131,55 +184,46 @@ class TorchEngine:
         self.config = config
         self.total_updates = total_updates
         self.updates = 0
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.peak_learning_rate,
-            betas=(0.9, config.adam_beta2),
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = adamw(model, config)
 
-    @contextmanager
-    def forward_context(self) -> Iterator[None]:
-        """Around a forward pass of the trainer: its precision, and training mode if activations are recomputed.
-
-        transformers recomputes activations only in training mode, in which it in turn refuses to sample with a cache.
-        """
+    def token_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        # transformers recomputes activations only in training mode, in which it in turn refuses to sample with a cache
         self.model.train(self.config.gradient_checkpointing)
         try:
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                yield
+            with precision(self.config, self.model.device):
+                return policy.token_logprobs(
+                    self.model, batch, temperature=self.config.temperature, chunk_size=self.config.logits_chunk_size
+                )
         finally:
             self.model.eval()
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of one micro-batch's share of the loss. Raises NonFiniteError."""
         if not torch.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss.item()}")
         loss.backward()
 
     def step(self) -> dict[str, float]:
-        """Clips, updates and clears the gradient. Returns grad_norm (before clipping) and lr. Raises NonFiniteError."""
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm).item()
         if not math.isfinite(grad_norm):
             raise NonFiniteError(f"the gradient's norm is {grad_norm}")
-        factor = learning_rate_factor(
-            self.updates, self.total_updates, self.config.warmup_steps, self.config.lr_schedule
-        )
+        rate = learning_rate(self.config, self.updates, self.total_updates)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * self.config.peak_learning_rate
+            group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.updates += 1
-        return {"grad_norm": grad_norm, "lr": factor * self.config.peak_learning_rate}
+        return {"grad_norm": grad_norm, "lr": rate}
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self.model.named_parameters():
+            yield name, parameter.detach()
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes the model in Hugging Face layout with its tokenizer, and the optimiser's state."""
         self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
 
     def load_optimizer(self, folder: Path) -> None:
-        """Restores what `save` wrote beside the model; the model itself is loaded with load_model."""
         state = torch.load(folder / "optimizer.pt", map_location=self.model.device, weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -185,24 +185,37 @@ def evaluate(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-) -> dict[str, Result]:
-    """Samples every problem `samples` times and scores the completions, while others are still being sampled."""
+    here: Callable[[int], bool] = lambda problem: True,
+) -> dict[int, dict[str, list[Any]]]:
+    """Samples the problems `samples` times each and scores the completions, while others are still being sampled.
+
+    here: which of the problems, counted through all families. Returns for each of those what `count` wants to know.
+    """
     problems = [problem for members in families.values() for problem in members]
-    questions = [Question(problem, samples, PROMPT_INDEX_OFFSET + i) for i, problem in enumerate(problems)]
+    asked = [i for i in range(len(problems)) if here(i)]
+    questions = [Question(problems[i], samples, PROMPT_INDEX_OFFSET + i) for i in asked]
     answers = {}
-    for i, sample, answer in ask(
+    for place, sample, answer in ask(
         sampler, tokenizer, questions, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
     ):
-        reward.start(problems[i].problem, problems[i].prompt_text, answer.text)
-        answers[i, sample] = answer
+        problem = problems[asked[place]]
+        reward.start(problem.problem, problem.prompt_text, answer.text)
+        answers[asked[place], sample] = answer
     scores = dict(zip(answers, reward.finish(), strict=True))  # in the order of the starts
-    lines = [
-        {
+    return {
+        i: {
             "scores": [scores[i, sample] for sample in range(samples)],
             **columns([answers[i, sample] for sample in range(samples)]),
         }
-        for i in range(len(problems))
-    ]
+        for i in asked
+    }
+
+
+def results(
+    families: dict[str, list[TokenizedProblem]], found: Mapping[int, Mapping[str, list[Any]]]
+) -> dict[str, Result]:
+    """The result of each family, from what `evaluate` has returned for all problems."""
+    lines = [found[i] for i in range(len(found))]
     results, start = {}, 0
     for family, members in families.items():
         results[family] = count(lines[start : start + len(members)])

@@ -82,7 +82,7 @@ def trace_tokens(
     import pandas as pd
 
     chosen = group.rows[row]
-    pi = trainer.logprobs(trainer.model, [chosen])[0].double().exp()
+    pi = trainer.logprobs([chosen])[0].double().exp()
     columns = {"token": [trainer.tokenizer.decode([token]) for token in chosen.token_ids], "probability": pi.tolist()}
     advantage = float(group.advantages[row])
     for name, shaping in shapings.items():

@@ -11,6 +11,10 @@ from .config import Config
 Report = Callable[[dict[str, Any]], None]
 
 
+def no_report() -> tuple[Report, Callable[[], None]]:
+    return lambda row: None, lambda: None
+
+
 def make_report(config: Config, run_dir: Path) -> tuple[Report, Callable[[], None]]:
     """A function that sends one metrics row to the tracker named by config.report_to, and one that ends it.
 
@@ -18,7 +22,7 @@ def make_report(config: Config, run_dir: Path) -> tuple[Report, Callable[[], Non
     if the tracker's package is not installed.
     """
     if config.report_to == "none":
-        return lambda row: None, lambda: None
+        return no_report()
     if config.report_to == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 

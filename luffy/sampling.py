@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import sdpa_mask
 
+from .runs import RunError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -44,6 +46,10 @@ class Rollout:
     truncated: bool
 
 
+class SamplerError(RunError):
+    """A sampler in a process of its own has died, hangs, or has reported an error."""
+
+
 class Sampler(Protocol):
     """What the trainer and the evaluation need of a generator of completions."""
 
@@ -63,6 +69,20 @@ class Sampler(Protocol):
         of tokens with at least that probability.
         """
         ...
+
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Takes the policy's weights, by their Hugging Face names, if it samples from a copy of them."""
+        ...
+
+    def sleep(self) -> None:
+        """Frees the device, if it can, until the next load_weights."""
+        ...
+
+    def restart(self) -> None:
+        """Starts anew after a SamplerError. Raises SamplerError."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class _RoomyLayer(DynamicLayer):
@@ -160,6 +180,22 @@ class TransformersSampler:
             rows = [requests[i] for i in indices]
             for row, rollout in self._sample_batch(rows, max_new_tokens, temperature, top_p, seed, step):
                 yield indices[row], rollout
+
+    @torch.no_grad()
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        own = dict(self.model.named_parameters())
+        for name, tensor in weights:
+            if own[name].data_ptr() != tensor.data_ptr():  # it may well be the policy's own model
+                own[name].copy_(tensor)
+
+    def sleep(self) -> None:
+        pass
+
+    def restart(self) -> None:
+        raise SamplerError("a sampler in the trainer's own process cannot be restarted")
+
+    def close(self) -> None:
+        pass
 
     @torch.no_grad()
     def _sample_batch(

@@ -26,21 +26,23 @@ import math
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import evaluation, methods, reporting, tinyworld
+from . import evaluation, methods, reporting
+from .assembly import count_samplers, load_policy, make_engine, make_sampler, training_problems
 from .batching import MicroBatch, pack
-from .config import TINYWORLD, Config, ConfigError
-from .data import DataError, Problem, fingerprint, load_problems
-from .engine import TorchEngine, eos_ids, load_model, load_tokenizer, pick_device, tune_cpu
+from .config import Config, ConfigError
+from .data import DataError, fingerprint
+from .engine import load_tokenizer, pick_device, precision, tune_cpu
 from .objective import group_advantages, policy_loss
 from .policy import token_logprobs
+from .ranks import Ranks, join
 from .rewards import make_reward
 from .rollouts import (
     Completion,
@@ -53,37 +55,25 @@ from .rollouts import (
     tokenize_problems,
 )
 from .runs import NonFiniteError, RunDirectory, RunError, make_manifest, seconds_per_phase
-from .sampling import TransformersSampler
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .sampling import SamplerError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-def training_problems(config: Config) -> list[Problem]:
-    """The problems a configuration trains on."""
-    if config.dataset == TINYWORLD:
-        return tinyworld.make_problems(
-            tinyworld.IN_DISTRIBUTION,
-            config.dataset_split,
-            config.num_problems or 1000,
-            difficulties=config.difficulties,
-            trace_errors=config.trace_errors,
-            num_traces=config.num_traces,
-        )
-    problems, _ = load_problems(config.dataset, config.dataset_split)
-    taken = problems[: config.num_problems or None]
-    log.info("%s: %d of %d problems taken", config.dataset, len(taken), len(problems))
-    return taken
+GAP_BOUND = 0.2  # nats; a token whose log-probs differ by more counts as mismatched between sampler and trainer
 
 
 class Trainer:
-    """One run of one configuration in one run directory, from its last checkpoint or from the start."""
+    """One run of one configuration in one run directory, from its last checkpoint or from the start.
 
-    def __init__(self, config: Config, run: RunDirectory) -> None:
+    `ranks`: the processes that train it together; each has a Trainer of its own.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, ranks: Ranks | None = None) -> None:
         self.config = config
         self.run_dir = run
+        self.ranks = ranks or join(config)
         if pick_device(config.device).type == "cpu":
             tune_cpu(config.num_threads)
         self.tokenizer = load_tokenizer(config.model)
@@ -108,9 +98,9 @@ class Trainer:
         self.fingerprint = fingerprint(problems)
         self.families = evaluation.tokenize_families(evaluation.load_families(config), self.tokenizer, config)
         self.start_step, self.totals = 0, Counter(prompts=0, generated_tokens=0, trained_tokens=0)
-        found = run.latest_checkpoint()
+        found = self.ranks.broadcast(run.latest_checkpoint() if self.ranks.first else None)
         updates = config.steps * config.rollout_batch_size // config.mini_batch_size
-        self.model = self.load(found[1] if found else config.model)
+        self.model = load_policy(config, found[1] if found else config.model)
         window, positions = (
             config.max_prompt_length + config.max_completion_length,
             self.model.config.max_position_embeddings,
@@ -119,7 +109,9 @@ class Trainer:
             raise ConfigError(
                 f"max_prompt_length + max_completion_length is {window}, the model has {positions} positions"
             )
-        self.engine = TorchEngine(self.model, config, updates)
+        self.samplers = count_samplers(config, self.ranks)
+        self.sampler = make_sampler(self.model, self.tokenizer, config, self.ranks)
+        self.engine = make_engine(self.model, config, updates, self.ranks)
         if found:
             self.start_step, folder = found
             state = json.loads((folder / "trainer.json").read_text())
@@ -127,32 +119,28 @@ class Trainer:
                 raise RunError(f"{config.dataset} is not the data that {run.path} was trained on so far")
             self.totals.update(state["totals"])
             self.engine.load_optimizer(folder)
-        run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts})
+        if self.ranks.first:
+            run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts}, ranks=self.ranks.size)
         self.reference = (
-            self.load(config.model).requires_grad_(False) if config.beta and not config.supervised else None
+            load_policy(config, config.model).requires_grad_(False) if config.beta and not config.supervised else None
         )
-        self.sampler = TransformersSampler(
-            self.model,
-            eos_ids=eos_ids(self.model, self.tokenizer),
-            pad_id=self.tokenizer.pad_token_id,
-            max_rows=config.sampler_rows,
-        )
+        self.restarted = False
         self.seconds: dict[str, float] = {}
-
-    def load(self, source: str | Path) -> PreTrainedModel:
-        return load_model(source, device=self.config.device, gradient_checkpointing=self.config.gradient_checkpointing)
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Trains to the last step and evaluates; leaves the run directory complete."""
-        config, run = self.config, self.run_dir
-        run.keep_metrics_until(self.start_step or -1)
+        config, run, first = self.config, self.run_dir, self.ranks.first
+        if first:
+            run.keep_metrics_until(self.start_step or -1)
         self.reward = make_reward(config)
-        report, close_report = reporting.make_report(config, run.path)
+        report, close_report = reporting.make_report(config, run.path) if first else reporting.no_report()
         try:
             if self.start_step == 0 and config.eval_steps:
-                run.append_metrics({"step": 0, **self.validate()})
+                row = {"step": 0, **self.validate()}
+                if first:
+                    run.append_metrics(row)
             for step in range(self.start_step, config.steps):
                 done = step + 1
                 self.seconds.clear()
@@ -162,19 +150,25 @@ class Trainer:
                     with self.timed("eval"):
                         row |= self.validate()
                 row |= {f"time/{name}": seconds for name, seconds in self.seconds.items()} | self.machine_metrics()
-                run.append_metrics(row)
-                report(row)
+                if first:
+                    run.append_metrics(row)
+                    report(row)
+                    log.info(
+                        "step %d/%d: reward %.3f, length %.1f, entropy %.3f, %.2f s",
+                        *(done, config.steps, row["reward/mean"], row["length/mean"], row["entropy"], row["time/step"]),
+                    )
                 if done % config.save_steps == 0 or done == config.steps:
-                    run.save_checkpoint(done, self.save, config.keep_checkpoints)
-                log.info(
-                    "step %d/%d: reward %.3f, length %.1f, entropy %.3f, %.2f s",
-                    *(done, config.steps, row["reward/mean"], row["length/mean"], row["entropy"], row["time/step"]),
-                )
-            run.link_final(config.steps)
-            run.add_to_manifest(seconds=seconds_per_phase(run.metrics()))
-            run.complete(self.final_evaluation())
+                    self.save_checkpoint(done)
+            if first:
+                run.link_final(config.steps)
+                run.add_to_manifest(seconds=seconds_per_phase(run.metrics()))
+            results = self.final_evaluation()
+            if first:
+                run.complete(results)
+            self.ranks.barrier()
         finally:
             self.reward.close()
+            self.sampler.close()
             close_report()
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -182,25 +176,23 @@ class Trainer:
         config = self.config
         rows: list[Completion] = []
         try:
-            with self.timed("sample"):
-                for row in self.sample(step):
-                    rows.append(row)
-                    self.submit(row)
-            with self.timed("verify"):
-                for row, reward in zip(rows, self.reward.finish(), strict=True):
-                    row.reward = reward
+            rows = self.with_sampler(lambda: self.rollouts(step))
+            rows = [row for share in self.ranks.gather(rows) for row in share]
+            self.totals["prompts"] += config.rollout_batch_size
+            self.totals["generated_tokens"] += sum(len(row.token_ids) for row in rows if not row.off_policy)
             rows.sort(key=lambda row: (row.group, row.index))
             with self.timed("advantage"):
                 advantages = self.advantages(rows)
                 old_logps = self.old_logps(rows)
             with self.timed("update"):
-                updates = []
+                updates: list[dict[str, float]] = []
                 for first in range(0, config.rollout_batch_size, config.mini_batch_size):
                     groups = range(first, first + config.mini_batch_size)
                     chosen = [i for i, row in enumerate(rows) if row.group in groups]
                     if chosen:
                         mini_batch = [rows[i] for i in chosen]
-                        updates.append(self.update(mini_batch, advantages[chosen], [old_logps[i] for i in chosen]))
+                        olds = [old_logps[i] for i in chosen]
+                        updates.append(self.update(mini_batch, advantages[chosen], olds, fresh=not updates))
         except NonFiniteError as error:
             phase = list(self.seconds)[-1] if self.seconds else "sample"
             saved = self.run_dir.path / f"failed-step-{step + 1:06d}.pt"
@@ -209,6 +201,8 @@ class Trainer:
         if config.sample_steps and (step + 1) % config.sample_steps == 0:
             self.run_dir.write_samples(step + 1, self.readable(rows, advantages))
         metrics = {name: mean([update[name] for update in updates]) for name in updates[0]} if updates else {}
+        # of the policy that has sampled: it has moved on in the other updates
+        metrics |= {name: value for name, value in (updates or [{}])[0].items() if name.startswith("sampler_gap/")}
         return (
             rollout_metrics(rows, advantages, config.num_off_policy)
             | metrics
@@ -217,8 +211,43 @@ class Trainer:
 
     # --- the phases ----------------------------------------------------------------------------------------------
 
+    def rollouts(self, step: int) -> list[Completion]:
+        """This rank's rows of a step, with rewards."""
+        rows = []
+        with self.timed("sample"):
+            for row in self.sample(step):
+                rows.append(row)
+                self.submit(row)
+        with self.timed("verify"):
+            for row, reward in zip(rows, self.reward.finish(), strict=True):
+                row.reward = reward
+        return rows
+
+    def with_sampler(self, use: Callable[[], T]) -> T:
+        """What `use` returns, with the current weights in the sampler. If a sampler fails it is started anew, once in a
+        run, and all ranks use theirs again. Raises SamplerError."""
+        while True:
+            result, failure = None, None
+            try:
+                with self.timed("load_weights"):
+                    self.sampler.load_weights(self.engine.weights())
+                result = use()
+                self.sampler.sleep()
+            except SamplerError as error:
+                failure = error
+                self.reward.finish()  # what was being checked belongs to the failed attempt
+            failures = [message for message in self.ranks.gather(str(failure) if failure else None) if message]
+            if not failures:
+                return result  # type: ignore[return-value]
+            if self.restarted:
+                raise SamplerError(f"the sampler has failed a second time: {failures[0]}")
+            log.warning("%s", failures[0])
+            self.restarted = True
+            if failure:
+                self.sampler.restart()
+
     def sample(self, step: int) -> Iterator[Completion]:
-        """Yields the rows of all groups as they become available: demonstrations, then rollouts as they finish."""
+        """Yields the rows of this rank's groups as they become available: demonstrations, then rollouts."""
         config = self.config
         indices = draw_problems(len(self.problems), config.rollout_batch_size, config.seed, step)
         demonstrations, requests, groups = plan_groups(
@@ -231,10 +260,10 @@ class Trainer:
             seed=config.seed,
             step=step,
         )
-        self.totals["prompts"] += len(indices)
-        yield from demonstrations
+        yield from (row for row in demonstrations if self.here(row.group))
+        here = [i for i, group in enumerate(groups) if self.here(group)]
         for i, rollout in self.sampler.sample(
-            requests,
+            [requests[i] for i in here],
             max_new_tokens=config.max_completion_length,
             temperature=config.temperature,
             seed=config.seed,
@@ -242,8 +271,7 @@ class Trainer:
         ):
             if not math.isfinite(sum(rollout.logprobs)):
                 raise NonFiniteError("the policy's probabilities are not numbers")
-            self.totals["generated_tokens"] += len(rollout.token_ids)
-            yield from_rollout(requests[i], groups[i], rollout)
+            yield from_rollout(requests[here[i]], groups[here[i]], rollout)
 
     def submit(self, row: Completion) -> None:
         """Starts the check of a row, which goes on while others are still being sampled."""
@@ -266,20 +294,35 @@ class Trainer:
     def old_logps(self, rows: Sequence[Completion]) -> list[Tensor]:
         """Per row (tokens,): log-probs under the policy as it was when sampling. Demonstrations need none: zeros."""
         if self.config.recompute_old_logp:
-            return self.logprobs(self.model, rows)
+            return self.logprobs(rows)
         return [torch.tensor(row.sampler_logprobs or [0.0] * len(row.token_ids)) for row in rows]
 
-    def update(self, rows: Sequence[Completion], advantages: Tensor, old_logps: Sequence[Tensor]) -> dict[str, float]:
-        """One optimiser step on a mini-batch of rows; advantages (B,), old_logps as from `old_logps`."""
+    def update(
+        self, rows: Sequence[Completion], advantages: Tensor, old_logps: Sequence[Tensor], *, fresh: bool = True
+    ) -> dict[str, float]:
+        """One optimiser step on a mini-batch of rows; advantages (B,), old_logps as from `old_logps`.
+
+        fresh: the policy is still the one that has sampled the rows, so that its log-probs must be the sampler's.
+        Raises SamplerError if they are not; the weights are then as they were.
+        """
         config, device = self.config, self.model.device
         lengths = torch.tensor([len(row.token_ids) for row in rows])
         # From here on everything lies on the flat token axis (N,) of the mini-batch.
         off_policy = torch.tensor([row.off_policy for row in rows]).repeat_interleave(lengths).to(device)
         advantage = advantages.repeat_interleave(lengths).to(device)
         old_logp = torch.cat(list(old_logps)).to(device)
+        sampler_logp = torch.tensor(
+            [logp for row in rows for logp in row.sampler_logprobs or [0.0] * len(row.token_ids)], device=device
+        )
+        weight = torch.ones_like(advantage)
+        if config.importance_sampling_cap is not None:
+            weight = (old_logp - sampler_logp).exp().clamp(max=config.importance_sampling_cap)
+            advantage = torch.where(off_policy, advantage, weight * advantage)
         in_policy_loss = torch.ones_like(off_policy) if config.off_policy_loss else ~off_policy
         policy_rows = sum(config.off_policy_loss or not row.off_policy for row in rows)
-        reference = torch.cat(self.logprobs(self.reference, rows)).to(device) if self.reference else None
+        reference = (
+            torch.cat(self.logprobs(rows, self.reference_logprobs)).to(device) if self.reference is not None else None
+        )
         tokens, off_tokens = len(off_policy), int(off_policy.sum())
         on_tokens = tokens - off_tokens
 
@@ -297,12 +340,11 @@ class Trainer:
                 off_ratio_clip=(config.off_ratio_min, config.off_ratio_max),
             )
 
-        logps, entropies = torch.empty(tokens, device=device), torch.empty(tokens, device=device)
-        kl = 0.0
+        logps, entropies = torch.zeros(tokens, device=device), torch.zeros(tokens, device=device)
+        kl = torch.zeros((), device=device)
         for batch in self.packed(rows):
             at, batch = batch.token_index.to(device), batch.to(device)
-            with self.engine.forward_context():
-                logp, entropy = self.token_logprobs(self.model, batch)
+            logp, entropy = self.engine.token_logprobs(batch)
             loss, _ = policy_term(logp, at)
             off = off_policy[at]
             if config.entropy_coef:
@@ -313,9 +355,17 @@ class Trainer:
                 ratio = (reference[at] - logp)[~off]
                 divergence = (ratio.exp() - ratio - 1).sum() / on_tokens  # the estimator of Schulman's k3
                 loss = loss + config.beta * divergence
-                kl += divergence.item()
+                kl += divergence.detach()
             self.engine.backward(loss)
             logps[at], entropies[at] = logp.detach(), entropy.detach()
+        for shared in (logps, entropies, kl):
+            self.ranks.sum(shared)
+        sampler_gap = (logps - sampler_logp)[~off_policy].abs()
+        if fresh and mean(sampler_gap) > config.sampler_gap_limit:
+            raise SamplerError(
+                f"the sampler's log-probs differ from the trainer's by {mean(sampler_gap):.3f} nats on average "
+                f"(sampler_gap_limit {config.sampler_gap_limit}): it does not have the policy's weights"
+            )
         metrics = self.engine.step()
         self.totals["trained_tokens"] += tokens
 
@@ -327,50 +377,75 @@ class Trainer:
                 "sft_loss": mean(-logps[off_policy]),
                 # over policy_loss's own, which is 0 where demonstrations take no part in the policy loss
                 "off_policy_prob": mean(logps[off_policy].exp()),
-                "kl": kl,
+                "kl": kl.item(),
                 "entropy": mean(entropies),
                 "entropy/on": mean(entropies[~off_policy]),
                 "entropy/off": mean(entropies[off_policy]),
                 "old_logp_gap/mean": mean(gap),
                 "old_logp_gap/max": gap.max().item() if len(gap) else 0.0,
+                "sampler_gap/mean": mean(sampler_gap),
+                "sampler_gap/max": sampler_gap.max().item() if len(sampler_gap) else 0.0,
+                "sampler_gap/above": mean((sampler_gap > GAP_BOUND).float()),
+                "importance_weight": mean(weight[~off_policy]),
             }
         )
+
+    def here(self, index: int) -> bool:
+        """Whether a group of the step, or an evaluation problem, is sampled and verified on this rank."""
+        return self.ranks.mine(index, self.samplers)
 
     # --- beside the algorithm ------------------------------------------------------------------------------------
 
     def packed(self, rows: Sequence[Completion]) -> list[MicroBatch]:
+        """This rank's micro-batches of the rows."""
         return pack(
             [row.sequence for row in rows],
             row_tokens=self.config.row_tokens,
             micro_batch_tokens=self.config.micro_batch_tokens,
             pad_id=self.tokenizer.pad_token_id,
+            part=self.ranks.rank,
+            parts=self.ranks.size,
         )
 
-    def token_logprobs(self, model: PreTrainedModel, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def reference_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         config = self.config
-        return token_logprobs(model, batch, temperature=config.temperature, chunk_size=config.logits_chunk_size)
+        assert self.reference is not None
+        with precision(config, self.reference.device):
+            return token_logprobs(
+                self.reference, batch, temperature=config.temperature, chunk_size=config.logits_chunk_size
+            )
 
     @torch.no_grad()
-    def logprobs(self, model: PreTrainedModel, rows: Sequence[Completion]) -> list[Tensor]:
-        """Log-probs of the rows' tokens under a model, (tokens,) float32 each, on the CPU."""
+    def logprobs(
+        self, rows: Sequence[Completion], forward: Callable[[MicroBatch], tuple[Tensor, Tensor]] | None = None
+    ) -> list[Tensor]:
+        """Log-probs of the rows' tokens, (tokens,) float32 each, on the CPU; the policy's unless told otherwise."""
         lengths = [len(row.token_ids) for row in rows]
-        flat = torch.empty(sum(lengths))
+        flat = torch.zeros(sum(lengths), device=self.model.device)
         for batch in self.packed(rows):
-            with self.engine.forward_context():
-                flat[batch.token_index] = self.token_logprobs(model, batch.to(model.device))[0].cpu()
-        return list(flat.split(lengths))
+            batch = batch.to(flat.device)
+            flat[batch.token_index] = (forward or self.engine.token_logprobs)(batch)[0]
+        return list(self.ranks.sum(flat).cpu().split(lengths))
 
     def evaluate(self, per_family: int, samples: int) -> dict[str, evaluation.Result]:
+        """Asks the problems, each on one rank, and returns the results on all."""
         config = self.config
-        return evaluation.evaluate(
-            self.sampler,
-            self.reward,
-            self.tokenizer,
-            {family: problems[:per_family] for family, problems in self.families.items()},
-            samples=samples,
-            temperature=config.eval_temperature,
-            max_new_tokens=config.max_completion_length,
-            seed=config.seed,
+        families = {family: problems[:per_family] for family, problems in self.families.items()}
+        found = self.with_sampler(
+            lambda: evaluation.evaluate(
+                self.sampler,
+                self.reward,
+                self.tokenizer,
+                families,
+                samples=samples,
+                temperature=config.eval_temperature,
+                max_new_tokens=config.max_completion_length,
+                seed=config.seed,
+                here=self.here,
+            )
+        )
+        return evaluation.results(
+            families, {i: line for share in self.ranks.gather(found) for i, line in share.items()}
         )
 
     def validate(self) -> dict[str, float]:
@@ -393,11 +468,22 @@ class Trainer:
             "totals": dict(self.totals),
         }
 
-    def save(self, folder: Path, step: int) -> None:
-        """Fills a checkpoint folder: model, tokenizer, optimiser, and where the run stands."""
+    def save_checkpoint(self, step: int) -> None:
+        """The first rank makes the folder and lists the files; all write into it."""
+        if self.ranks.first:
+            self.run_dir.save_checkpoint(step, self.save, self.config.keep_checkpoints)
+        else:
+            self.save(None, step)
+
+    def save(self, folder: Path | None, step: int) -> None:
+        """Fills a checkpoint folder, the first rank's: model, tokenizer, optimiser, and where the run stands."""
+        folder = self.ranks.broadcast(folder)
+        assert folder is not None
         self.engine.save(folder, self.tokenizer)
-        state = {"step": step, "totals": dict(self.totals), "data": self.fingerprint}
-        (folder / "trainer.json").write_text(json.dumps(state))
+        if self.ranks.first:
+            state = {"step": step, "totals": dict(self.totals), "data": self.fingerprint}
+            (folder / "trainer.json").write_text(json.dumps(state))
+        self.ranks.barrier()
 
     def readable(self, rows: Sequence[Completion], advantages: Tensor, groups: int = 2) -> list[dict[str, Any]]:
         """The first groups of a step as a person wants to see them."""
@@ -439,15 +525,15 @@ def train(config: Config, run_dir: str | Path) -> RunDirectory:
 
     Raises RunError if the directory is taken or holds another configuration, ConfigError for an impossible one.
     """
-    run = RunDirectory(run_dir)
-    with run.locked():
-        run.start(config, make_manifest(config.seed))
+    run, ranks = RunDirectory(run_dir), join(config)
+    with run.locked() if ranks.first else nullcontext():
+        if ranks.first:
+            run.start(config, make_manifest(config.seed))
         for stage, path in methods.stages(config, run.path):
-            stage_run = run if path == run.path else RunDirectory(path)
-            if stage_run is not run:
-                stage_run.start(stage, make_manifest(stage.seed))
-            if not stage_run.is_complete:
-                Trainer(stage, stage_run).train()
+            if ranks.first and path != run.path:
+                RunDirectory(path).start(stage, make_manifest(stage.seed))
+            if not ranks.broadcast(RunDirectory(path).is_complete):
+                Trainer(stage, RunDirectory(path), ranks).train()
     return run
 
 

@@ -151,7 +151,7 @@ def test_presets_and_parameters(tmp_path):
 
 
 def test_values_reach_only_the_methods_that_leave_them_open(tmp_path):
-    jobs = make_jobs(METHODS, [0], tmp_path, num_off_policy=2)
+    jobs = make_jobs(METHODS, [0], tmp_path, num_off_policy=2, num_traces=2)
     demonstrations = {job.config.method: job.config.num_off_policy for job in jobs}
     assert demonstrations["on_policy"] == 0 and demonstrations["luffy"] == 2
 

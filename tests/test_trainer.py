@@ -239,7 +239,7 @@ def test_learning_rate_by_hand():
 def test_old_logps_from_sampler_and_policy_agree(tmp_path):
     one = trainer(tmp_path, num_problems=40, rollout_batch_size=4, mini_batch_size=4)
     rows = rows_of(one)
-    for row, sampled, computed in zip(rows, one.old_logps(rows), one.logprobs(one.model, rows), strict=True):
+    for row, sampled, computed in zip(rows, one.old_logps(rows), one.logprobs(rows), strict=True):
         if not row.off_policy:
             torch.testing.assert_close(sampled, computed, atol=1e-5, rtol=1e-5)
 
