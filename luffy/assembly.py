@@ -47,6 +47,7 @@ def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
         device=config.device,
         dtype=torch.bfloat16 if half else torch.float32,
         gradient_checkpointing=config.gradient_checkpointing,
+        attention=config.attention,
     )
 
 
@@ -68,7 +69,7 @@ def count_samplers(config: Config, ranks: Ranks) -> int:
 
 def make_sampler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, ranks: Ranks) -> Sampler:
     """This rank's sampler. Called before the engine shards the model."""
-    ends = eos_ids(model, tokenizer)
+    ends = eos_ids(config.model, tokenizer)
     samples = ranks.rank < count_samplers(config, ranks)
     if config.sampler == "vllm" and samples:
         from .vllm_sampler import VLLMOptions, VLLMSampler

@@ -1,5 +1,5 @@
-"""The command line: `luffy train` and `luffy evaluate` (every field of their configurations is a flag), and
-`luffy resume DIR`.
+"""The command line: `luffy train` and `luffy evaluate` (every field of their configurations is a flag), `luffy resume
+DIR`, and `luffy serve` (vLLM on another device).
 
 The exit code is 0 only if the run, or the evaluation, is complete.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from . import config as configs
 from . import methods
 from .config import Config, ConfigError
 
@@ -25,6 +25,15 @@ def main(arguments: list[str] | None = None) -> None:
     commands.add_parser("evaluate", help="ask models the problems of benchmarks, or go on with it", add_help=False)
     resume = commands.add_parser("resume", help="go on with the run in a directory")
     resume.add_argument("run_dir", type=Path)
+    resume.add_argument("--nproc", type=int, default=1, help="processes (GPUs) of engine deepspeed on this machine")
+    serve = commands.add_parser("serve", help="generate with vLLM for trainers elsewhere (vllm_servers)")
+    serve.add_argument("--model", required=True, help="the trainers' base model: a folder or hub name")
+    serve.add_argument("--address", default="127.0.0.1:8765", help="host:port to listen on")
+    serve.add_argument("--max-model-len", type=int, required=True, help="max_prompt_length + max_completion_length")
+    serve.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    serve.add_argument("--gpu-memory", type=float, default=0.9, help="share of the GPU's memory")
+    serve.add_argument("--cache-mb", type=int, default=0, help="size of the key-value cache; 0: what there is")
+    serve.add_argument("--max-rows", type=int, default=512, help="completions at once")
     parser.add_argument("--version", action="version", version=_version())
     raw = sys.argv[1:] if arguments is None else arguments
     # tyro parses the flags of these two; argparse would want to know them
@@ -34,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         _run(lambda: _evaluate(raw[1:]))
     else:
         parsed = parser.parse_args(raw)
-        _run(lambda: _resume(parsed.run_dir))
+        _run(lambda: _serve(parsed) if parsed.command == "serve" else _resume(parsed.run_dir, parsed.nproc))
 
 
 def _version() -> str:
@@ -43,35 +52,58 @@ def _version() -> str:
     return f"luffy {__version__}"
 
 
-def parse_train(arguments: list[str]) -> tuple[Config, Path]:
-    """The configuration and run directory that the flags of `luffy train` say: method, then file, then flags."""
+def parse_train(arguments: list[str]) -> tuple[Config, Path, int]:
+    """The configuration, run directory and number of processes that the flags of `luffy train` say: method, then file,
+    then flags."""
     before = argparse.ArgumentParser(prog="luffy train", add_help=False, allow_abbrev=False)
-    before.add_argument("--config", type=Path, help="YAML or JSON file with fields of the configuration")
+    before.add_argument("--config", help="a name of luffy/configs, or a YAML or JSON file with fields")
     before.add_argument("--run-dir", "--run_dir", type=Path)
     before.add_argument("--method")
+    before.add_argument("--nproc", type=int, default=1)
     known, rest = before.parse_known_args(arguments)
-    values: dict[str, Any] = configs.read_file(known.config) if known.config else {}
-    method = known.method or values.pop("method", "luffy")
-    values.pop("method", None)
-    base = methods.make_config(method, **values)
+    base = _read_config(known.config, known.method)
 
     import tyro
 
     description = (
-        "Trains one run. Besides the fields below: --run-dir DIR (required) and --config FILE (YAML or JSON with "
-        f"fields). Methods: {', '.join(methods.METHODS)}. The defaults shown are those of {method}."
+        "Trains one run. Besides the fields below: --run-dir DIR (required), --config FILE (YAML or JSON with fields) "
+        "and --nproc N (processes of engine deepspeed, one per GPU). "
+        f"Methods: {', '.join(methods.METHODS)}. The defaults shown are those of {base.method}."
     )
     parsed = tyro.cli(Config, args=rest, default=base, prog="luffy train", description=description)
     if known.run_dir is None:
         raise ConfigError("--run-dir DIR is missing: where the run is to be written")
-    return methods.make_config(**parsed.to_dict()), known.run_dir
+    config = methods.make_config(**parsed.to_dict())
+    if known.nproc > 1 and config.engine != "deepspeed":
+        raise ConfigError(f"--nproc {known.nproc} needs engine deepspeed")
+    return config, known.run_dir, known.nproc
+
+
+def _read_config(path: str | None, method: str | None) -> Config:
+    """The configuration of a file, by name or path, and a method; the file may name the method too."""
+    if path is None:
+        return methods.make_config(method or "luffy")
+    method = method or methods.read_values(path, "").get("method", "luffy")
+    return methods.make_config(**{**methods.read_values(path, method), "method": method})
 
 
 def _train(arguments: list[str]) -> None:
-    config, run_dir = parse_train(arguments)
+    config, run_dir, nproc = parse_train(arguments)
+    from .runs import RunDirectory, make_manifest
+
+    if nproc > 1:
+        RunDirectory(run_dir).start(config, make_manifest(config.seed))
+        _launch(run_dir, nproc)
     from .trainer import train
 
     train(config, run_dir)
+
+
+def _launch(run_dir: Path, nproc: int) -> NoReturn:
+    """Goes on as torch's launcher of `nproc` processes that train the run in a directory."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
+    os.execv(sys.executable, [*launcher, "-m", "luffy", "resume", str(run_dir)])
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -108,14 +140,46 @@ def _evaluate(arguments: list[str]) -> None:
     print(frames["table"].to_markdown())
 
 
-def _resume(run_dir: Path) -> None:
+def _resume(run_dir: Path, nproc: int) -> None:
+    if nproc > 1:
+        _launch(run_dir, nproc)
     from .trainer import resume
 
     resume(run_dir)
 
 
+def _serve(flags: argparse.Namespace) -> None:
+    import torch
+
+    from .engine import eos_ids, load_tokenizer, model_path
+    from .vllm_worker import VLLMOptions, serve
+
+    key = os.environ.get("LUFFY_SERVE_KEY", "")
+    if not key:
+        raise ConfigError(
+            "set LUFFY_SERVE_KEY to a secret, here and for the trainer: whoever knows it can run code here"
+        )
+    host, _, port = flags.address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--address is host:port, not {flags.address!r}")
+    options = VLLMOptions(
+        model=model_path(flags.model),
+        eos_ids=tuple(eos_ids(flags.model, load_tokenizer(flags.model))),
+        max_model_len=flags.max_model_len,
+        dtype=flags.precision,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        gpu_memory=flags.gpu_memory,
+        cache_mb=flags.cache_mb,
+        max_rows=flags.max_rows,
+    )
+    serve(options, host, int(port), key.encode())
+
+
 def _run(command: Any) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(
+        level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     from .data import DataError
     from .runs import RunError

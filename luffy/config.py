@@ -37,6 +37,8 @@ class Config:
     """Seed of everything random in the run; the base model has its own."""
     steps: int = 150
     """Training steps, each one rollout batch."""
+    first_stage_steps: int = 0
+    """Steps of the first stage of sft_rl; 0: as many as of the second."""
 
     model: str = TINY
     """Base model: "tiny" (the embedded one), a Hugging Face folder, or a hub name."""
@@ -156,6 +158,9 @@ class Config:
     """Tokens per forward and backward pass; changes memory and speed, not the gradient."""
     logits_chunk_size: int = 4096
     """Tokens whose logits exist at once."""
+    attention: str = "sdpa"
+    """Attention of the trainer: "sdpa", whose cost grows with the square of row_tokens, or, on a GPU and with one row a
+    micro-batch, "flash_attention_2" (its package) or "flex_attention"."""
     gradient_checkpointing: bool = False
     """Recompute the trunk's activations in backward."""
     sampler: str = "transformers"
@@ -238,6 +243,7 @@ CHOICES = {
     "off_shaping": tuple(shaping.SHAPINGS),
     "on_shaping": ("none", "regularized", "sqrt", "power"),
     "lr_schedule": ("constant", "linear"),
+    "attention": ("sdpa", "flash_attention_2", "flex_attention"),
     "engine": ("torch", "deepspeed"),
     "sampler": ("transformers", "vllm"),
     "precision": ("float32", "bfloat16"),
@@ -246,9 +252,9 @@ CHOICES = {
 # Every number must be positive, but for these, which may be zero, and the ratio bounds, which may be anything.
 # fmt: off
 MAY_BE_ZERO = {
-    "seed", "num_problems", "trace_errors", "num_off_policy", "epsilon", "epsilon_high", "shaping_weight",
-    "sft_loss_coef", "entropy_coef", "beta", "warmup_steps", "weight_decay", "eval_steps", "final_eval_problems",
-    "eval_temperature", "sample_steps", "vllm_cache_mb",
+    "seed", "first_stage_steps", "num_problems", "trace_errors", "num_off_policy", "epsilon", "epsilon_high",
+    "shaping_weight", "sft_loss_coef", "entropy_coef", "beta", "warmup_steps", "weight_decay", "eval_steps",
+    "final_eval_problems", "eval_temperature", "sample_steps", "vllm_cache_mb",
 }
 # fmt: on
 MAY_BE_ANYTHING = {"off_ratio_min", "off_ratio_max"}
@@ -354,6 +360,10 @@ def check_values(config: Config) -> None:
         raise ConfigError("importance_sampling_cap needs recompute_old_logp: the trainer's probabilities")
     if config.vllm_servers and config.sampler != "vllm":
         raise ConfigError("vllm_servers need sampler vllm")
+    if config.attention != "sdpa" and config.sampler == "transformers" and not config.supervised:
+        raise ConfigError(f"attention {config.attention} needs sampler vllm: the transformers sampler uses sdpa's mask")
+    if config.attention == "flash_attention_2" and config.precision != "bfloat16":
+        raise ConfigError("attention flash_attention_2 needs precision bfloat16")
     if config.vllm_gpu_memory > 1:
         raise ConfigError(f"vllm_gpu_memory is a share, not {config.vllm_gpu_memory}")
     if config.zero_stage not in (1, 2, 3):

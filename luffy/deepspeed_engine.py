@@ -81,6 +81,7 @@ class DeepSpeedEngine:
             import deepspeed
         except ImportError as error:
             raise ConfigError('engine deepspeed needs the extra: pip install "luffy[deepspeed]"') from error
+        os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # without a launcher; DeepSpeed asks for it
         if on_cpu:  # would be compiled at first use, for a minute and a half
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.model = model

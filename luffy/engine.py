@@ -68,10 +68,12 @@ def load_model(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
+    attention: str = "sdpa",
 ) -> PreTrainedModel:
     """The causal language model "tiny", in a folder, or of a hub name, on its device, without dropout.
 
-    Raises ConfigError if the weights are missing or damaged, or the logits are not a linear head on the trunk.
+    Raises ConfigError if the weights are missing or damaged, the attention's package is not there, or the logits are
+    not a linear head on the trunk.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -82,7 +84,9 @@ def load_model(
         if hasattr(settings, name):
             setattr(settings, name, 0.0)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, config=settings, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(path, config=settings, dtype=dtype, attn_implementation=attention)
+    except ImportError as error:
+        raise ConfigError(f"attention {attention}: {str(error).splitlines()[0]}") from error
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     try:
@@ -110,9 +114,14 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def eos_ids(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a completion: the tokenizer's EOS and those of the model's generation config."""
-    more = model.generation_config.eos_token_id if model.generation_config else None
+    from transformers import GenerationConfig
+
+    try:
+        more = GenerationConfig.from_pretrained(model_path(source)).eos_token_id
+    except OSError:  # not every model has one
+        more = getattr(load_settings(source), "eos_token_id", None)
     return sorted({tokenizer.eos_token_id, *([more] if isinstance(more, int) else more or [])})
 
 

@@ -444,7 +444,7 @@ def make_sampler(source: str, tokenizer: PreTrainedTokenizerBase, config: Evalua
         tune_cpu(num_threads=1)
     model = load_model(source, device=config.device, dtype=getattr(torch, config.precision)).eval()
     return TransformersSampler(
-        model, eos_ids=eos_ids(model, tokenizer), pad_id=tokenizer.pad_token_id, max_rows=config.sampler_rows
+        model, eos_ids=eos_ids(source, tokenizer), pad_id=tokenizer.pad_token_id, max_rows=config.sampler_rows
     )
 
 

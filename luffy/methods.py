@@ -13,10 +13,11 @@ from . import config as configs
 from .config import Config, ConfigError
 
 CLIP = 0.2
+CONFIGS = Path(__file__).parent / "configs"
 
 ON_POLICY: dict[str, Any] = dict(num_off_policy=0)
 SFT: dict[str, Any] = dict(supervised=True, off_policy_loss=False)
-SFT_VALUES: dict[str, Any] = dict(sft_loss_coef=1.0, entropy_coef=0.0, lr_schedule="linear")
+SFT_VALUES: dict[str, Any] = dict(sft_loss_coef=1.0, entropy_coef=0.0, lr_schedule="linear", max_grad_norm=1.0)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,20 @@ def make_config(method: str = "luffy", **values: Any) -> Config:
     return config
 
 
+def read_values(path: str | Path, method: str) -> dict[str, Any]:
+    """The fields that a configuration file sets for a method: one of luffy/configs by its name, or a file of one's own.
+
+    Besides fields it may have `base`, another such file whose values these go over, and `methods`, a mapping of methods
+    to fields of theirs alone. Raises ConfigError.
+    """
+    named = CONFIGS / f"{path}.yaml"
+    values = configs.read_file(named if named.is_file() else path)
+    base, own = values.pop("base", None), values.pop("methods", None) or {}
+    if not isinstance(own, dict) or not set(own) <= set(METHODS):
+        raise ConfigError(f"{path}: `methods` is a mapping of {', '.join(METHODS)} to fields")
+    return {**(read_values(base, method) if base else {}), **values, **(own.get(method) or {})}
+
+
 def stages(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
     """The stages of a run in order, each a configuration and its directory; the last one's is the run's own.
 
@@ -79,9 +94,8 @@ def stages(config: Config, run_dir: Path) -> list[tuple[Config, Path]]:
     if first is None:
         return [(config, run_dir)]
     before = run_dir / "first_stage"
-    first_config = config.replace(
-        **{**first, "num_off_policy": max(1, config.num_off_policy), "method": "sft", "final_eval_problems": 0}
-    )
+    values = {"steps": config.first_stage_steps or config.steps, "num_off_policy": max(1, config.num_off_policy)}
+    first_config = config.replace(**{**first, **values, "method": "sft", "final_eval_problems": 0})
     last_config = config.replace(
         model=str(before / "final"), dataset=config.complement, dataset_split=config.complement_split
     )

@@ -397,11 +397,12 @@ class Trainer:
     # --- beside the algorithm ------------------------------------------------------------------------------------
 
     def packed(self, rows: Sequence[Completion]) -> list[MicroBatch]:
-        """This rank's micro-batches of the rows."""
+        """This rank's micro-batches of the rows. All attention but sdpa takes one row at a time."""
+        config = self.config
         return pack(
             [row.sequence for row in rows],
-            row_tokens=self.config.row_tokens,
-            micro_batch_tokens=self.config.micro_batch_tokens,
+            row_tokens=config.row_tokens,
+            micro_batch_tokens=config.micro_batch_tokens if config.attention == "sdpa" else 1,
             pad_id=self.tokenizer.pad_token_id,
             part=self.ranks.rank,
             parts=self.ranks.size,

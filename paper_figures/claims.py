@@ -270,7 +270,7 @@ def sensitivity(runs: Runs) -> pd.DataFrame:
     changed = runs.runs[runs.runs["set"] == "sensitivity"]
     names = {
         "steps": "steps", "trace_errors": "share of wrong traces", "difficulties": "difficulties",
-        "learning_rate": "learning rate",
+        "learning_rate": "learning rate", "num_traces": "traces per problem and group",
     }  # fmt: skip
     plain = changed[_same(changed, usual, [name for name in names if name != "steps"])]
     for column, name in names.items():

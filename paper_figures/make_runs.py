@@ -115,13 +115,14 @@ def cases(found: dict[tuple[str, int, float], Evaluation], seed: int = 0) -> pd.
     return pd.DataFrame(rows)
 
 
-def collect(work: Path, out: Path) -> None:
-    """Writes the files of runs.py from what is in the work folder."""
+def collect(work: Path, out: Path, *, add: bool = False) -> None:
+    """Writes the files of runs.py from what is in the work folder; add: beside the runs that they have already."""
     found = evaluations(work)
     complete = {method for method, seed, _ in found if seed == 0} == set(EVALUATED)
     made = {"temperatures": temperatures, "answers": answers, "cases": cases}
     extras = {name: make(found) for name, make in made.items()} if complete else {}
-    runs.write(replace(runs.from_directories(work), extras=extras), out)
+    made_now = replace(runs.from_directories(work), extras=extras)
+    runs.write(runs.merge(runs.load(out), made_now) if add else made_now, out)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/published"), help="where runs and evaluations live")
     parser.add_argument("--out", type=Path, default=runs.COMMITTED)
     parser.add_argument("--parallel", type=int, help="runs at once; one per core or GPU unless said otherwise")
+    parser.add_argument("--add", action="store_true", help="keep the runs in OUT that WORK does not have")
     parser.add_argument("--collect-only", action="store_true", help="train nothing: write the files from what is there")
     known = parser.parse_args(arguments)
     if not known.collect_only:
@@ -141,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if done != last:
                 log.info("%d of %d runs are complete", done, len(wanted))
                 last = done
-    collect(known.work, known.out)
+    collect(known.work, known.out, add=known.add)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     cases.csv        one problem answered by several final models                                      (Figure 7)
     manifest.json    name (it ends in the configuration's hash), code and package versions and machine of every run
 
-`python -m paper_figures.make_runs` makes the runs; `python -m paper_figures.runs RUNS OUT` writes these files from run
+`python -m paper_figures.make_runs` makes the runs (--add: some of them beside those that are there); `python -m paper_figures.runs RUNS OUT` writes these files from run
 directories. The committed ones are in paper_figures/runs and are what figures are drawn from unless told otherwise.
 Those whose manifest says version e98afb5ef853 were made with the values of today's presets before these were files, the
 second base model by `python -m luffy.pretrain --seed 1`.
@@ -23,7 +23,7 @@ from typing import Any
 
 import pandas as pd
 
-from luffy import experiments
+from luffy import Config, experiments
 from luffy.experiments import Job
 from luffy.runs import RunDirectory
 
@@ -32,7 +32,8 @@ MAIN_SET = "full"  # runs that lie directly in a folder are taken for this set
 
 # Settings in which the runs of our presets differ; a run of another tier has them as well.
 SETTINGS = (
-    "model", "steps", "difficulties", "gamma", "num_off_policy", "trace_errors", "learning_rate", "sft_learning_rate",
+    "model", "steps", "difficulties", "gamma", "num_off_policy", "num_traces", "trace_errors", "learning_rate",
+    "sft_learning_rate",
 )  # fmt: skip
 METRICS = (
     "reward/on", "entropy/on", "length/on", "length/off", "truncated/on", "pg_clipfrac", "off_policy_prob",
@@ -153,6 +154,32 @@ def from_directories(folder: Path) -> Runs:
     frame = frame.reindex(columns=[*frame.columns, *(name for name in METRICS if name not in frame)])
     check(table)
     return Runs(table, frame, str(folder), {}, manifest)
+
+
+def merge(known: Runs, new: Runs) -> Runs:
+    """Both, where a new run takes the place of the known one with its set, settings, method and seed.
+
+    A setting that was not recorded yet when the known runs were made had its default value then.
+    """
+    tables = []
+    for runs in (known, new):
+        table = runs.runs.copy()
+        for name in SETTINGS:
+            if name not in table:
+                table[name] = Config.__dataclass_fields__[name].default
+        tables.append(table.assign(source=runs is new))
+    table = pd.concat(tables, ignore_index=True)
+    table = table[~table.duplicated(["set", "method", "seed", *SETTINGS], keep="last")].reset_index(drop=True)
+    curves, manifest = [], {}
+    for number, (run, is_new) in enumerate(zip(table["run"], table["source"], strict=True)):
+        source = new if is_new else known
+        curves.append(source.curves[source.curves["run"] == run].assign(run=number))
+        manifest[str(number)] = source.manifest[str(run)]
+    first = ["run", "set", *SETTINGS, "method", "seed"]
+    table = table.assign(run=range(len(table))).drop(columns="source")
+    table = table[[*first, *(name for name in table if name not in first)]]
+    check(table)
+    return Runs(table, pd.concat(curves, ignore_index=True), known.source, {**known.extras, **new.extras}, manifest)
 
 
 def check(table: pd.DataFrame) -> None:
