@@ -14,14 +14,15 @@ _EXPORTS = {
     "objective": ("group_advantages", "policy_loss"),
     "verifier": ("Verifier",),
     "config": ("Config", "ConfigError"),
-    "methods": ("METHODS", "make_config"),
+    "engine": ("load_tokenizer",),
+    "methods": ("METHODS", "make_config", "read_values"),
     "data": ("Problem", "load_problems"),
     "runs": ("RunDirectory", "RunError"),
     "trainer": ("Trainer", "train", "resume"),
     "eval_runs": ("Evaluation", "EvaluationConfig", "evaluate_models"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ("benchmarks", "experiments", "explore", "plots", "shaping", "tables", "tinyworld")
+_MODULES = ("benchmarks", "experiments", "explore", "openr1", "plots", "shaping", "tables", "tinyworld")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

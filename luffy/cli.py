@@ -1,5 +1,5 @@
 """The command line: `luffy train` and `luffy evaluate` (every field of their configurations is a flag), `luffy resume
-DIR`, and `luffy serve` (vLLM on another device).
+DIR`, `luffy plan` (will it fit), `luffy data` (OpenR1-Math to training sets), `luffy serve` (vLLM for others).
 
 The exit code is 0 only if the run, or the evaluation, is complete.
 """
@@ -26,6 +26,32 @@ def main(arguments: list[str] | None = None) -> None:
     resume = commands.add_parser("resume", help="go on with the run in a directory")
     resume.add_argument("run_dir", type=Path)
     resume.add_argument("--nproc", type=int, default=1, help="processes (GPUs) of engine deepspeed on this machine")
+    plan = commands.add_parser("plan", help="estimate memory and time of a configuration; nothing is loaded")
+    plan.add_argument("config", help="a name of luffy/configs, or a YAML or JSON file with fields")
+    plan.add_argument("--method", help="one of the nine methods; default: the file's, or luffy")
+    plan.add_argument("--gpus", type=int, default=8, help="ranks")
+    plan.add_argument("--gpu", choices=("a100", "h100", "h200", "a40"), default="a100")
+    plan.add_argument("--gpu-memory", type=float, default=80.0, help="GiB of a GPU")
+    plan.add_argument("--mean-length", type=int, default=0, help="tokens of a completion; 0: 27%% of the window")
+    data = commands.add_parser("data", help="prepare training data, or a base model with a long context")
+    kinds = data.add_subparsers(dest="kind", required=True)
+    openr1 = kinds.add_parser("openr1", help="OpenR1-Math to training set, complement and SFT file")
+    openr1.add_argument(
+        "--source", default="open-r1/OpenR1-Math-220k", help='hub name, file in its schema, or "example"'
+    )
+    openr1.add_argument("--tokenizer", required=True, help="the student: a folder or hub name, or tiny")
+    openr1.add_argument(
+        "--set", choices=("full", "easy", "hard"), default="full", help="traces up to 8,192, 2,048, 4,096"
+    )
+    openr1.add_argument("--max-trace-tokens", type=int, default=0, help="another longest trace")
+    openr1.add_argument("--num-traces", type=int, default=1, help="traces kept per problem")
+    openr1.add_argument("--limit", type=int, default=0, help="rows read; 0: all")
+    openr1.add_argument("--out", type=Path, required=True)
+    longer = kinds.add_parser("extend-context", help="a model's folder with rope_theta 40,000 and 16,384 positions")
+    longer.add_argument("--model", required=True)
+    longer.add_argument("--rope-theta", type=float, default=40_000.0)
+    longer.add_argument("--positions", type=int, default=16_384)
+    longer.add_argument("--out", type=Path, required=True)
     serve = commands.add_parser("serve", help="generate with vLLM for trainers elsewhere (vllm_servers)")
     serve.add_argument("--model", required=True, help="the trainers' base model: a folder or hub name")
     serve.add_argument("--address", default="127.0.0.1:8765", help="host:port to listen on")
@@ -43,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         _run(lambda: _evaluate(raw[1:]))
     else:
         parsed = parser.parse_args(raw)
-        _run(lambda: _serve(parsed) if parsed.command == "serve" else _resume(parsed.run_dir, parsed.nproc))
+        commands_by_name = {"resume": _resume, "plan": _plan, "data": _data, "serve": _serve}
+        _run(lambda: commands_by_name[parsed.command](parsed))
 
 
 def _version() -> str:
@@ -140,12 +167,47 @@ def _evaluate(arguments: list[str]) -> None:
     print(frames["table"].to_markdown())
 
 
-def _resume(run_dir: Path, nproc: int) -> None:
-    if nproc > 1:
-        _launch(run_dir, nproc)
+def _resume(flags: argparse.Namespace) -> None:
+    if flags.nproc > 1:
+        _launch(flags.run_dir, flags.nproc)
     from .trainer import resume
 
-    resume(run_dir)
+    resume(flags.run_dir)
+
+
+def _plan(flags: argparse.Namespace) -> None:
+    """Exits with an error if the plan is impossible."""
+    from .plan import plan
+
+    made = plan(
+        _read_config(flags.config, flags.method),
+        ranks=flags.gpus,
+        gpu=flags.gpu,
+        gpu_memory=flags.gpu_memory,
+        mean_length=flags.mean_length,
+    )
+    print(made.table())
+    if made.problems:
+        raise ConfigError("this does not fit")
+
+
+def _data(flags: argparse.Namespace) -> None:
+    from . import openr1
+    from .engine import load_tokenizer
+
+    if flags.kind == "extend-context":
+        openr1.extend_context(
+            flags.model, flags.out, rope_theta=flags.rope_theta, max_position_embeddings=flags.positions
+        )
+        return
+    openr1.write(
+        flags.source,
+        flags.out,
+        load_tokenizer(flags.tokenizer),
+        max_trace_tokens=flags.max_trace_tokens or openr1.SETS[flags.set],
+        num_traces=flags.num_traces,
+        limit=flags.limit,
+    )
 
 
 def _serve(flags: argparse.Namespace) -> None:

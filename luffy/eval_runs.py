@@ -84,14 +84,19 @@ class EvaluationConfig:
     """Seconds a check may take."""
     device: str = "auto"
     """"cpu", "cuda", or "auto": a GPU if there is one."""
+    sampler: str = "transformers"
+    """What generates: "transformers", or "vllm" in a process of its own."""
     sampler_rows: int = 128
-    """Completions sampled at once, each with a cache of the whole window."""
+    """Completions sampled at once, each (with transformers) with a cache of the whole window."""
+    vllm_gpu_memory: float = 0.9
+    """vLLM only: share of the GPU's memory for its weights and cache."""
 
     def __post_init__(self) -> None:
         configs.check_types(self)
         configs.check_device(self.device)
         configs.check_choice("template", self.template)
         configs.check_choice("precision", self.precision)
+        configs.check_choice("sampler", self.sampler)
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p lies above 0 and at most at 1, not at {self.top_p}")
         for name in ("temperature", "samples", "max_completion_length", "seed"):
@@ -109,6 +114,7 @@ class EvaluationConfig:
 # The longest prompt says which problems are asked; where it bears on the window, completions carry that themselves.
 NOT_SAMPLING = {
     "reward", "think_format", "verifier_workers", "verifier_timeout", "device", "sampler_rows", "max_prompt_length",
+    "vllm_gpu_memory",
 }  # fmt: skip
 
 
@@ -221,7 +227,12 @@ class Evaluation:
             missing = [task for task in self.tasks if task.place not in self.completions()]
             log.info("%s: %d of %d problems to be answered", self.path.name, len(missing), len(self.tasks))
             if missing:
-                self.generate(make_sampler(self.source, self.tokenizer, self.config), missing)
+                window = max(len(task.problem.prompt_ids) + task.window for task in missing)
+                sampler = make_sampler(self.source, self.tokenizer, self.config, window)
+                try:
+                    self.generate(sampler, missing)
+                finally:
+                    sampler.close()
             log.info("%s: graded, %s", self.path.name, dict(self.grade()))
 
     def completions(self) -> dict[Place, list[Answer]]:
@@ -433,13 +444,26 @@ def grader_name(config: EvaluationConfig) -> str:
     return digest.hexdigest()[:12]
 
 
-def make_sampler(source: str, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig) -> Sampler:
-    """Loads the model behind a sampler."""
+def make_sampler(source: str, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, window: int) -> Sampler:
+    """Loads the model behind a sampler. window: longest prompt and completion together, in tokens."""
     import torch
 
-    from .engine import eos_ids, load_model, pick_device, tune_cpu
+    from .engine import eos_ids, load_model, model_path, pick_device, tune_cpu
     from .sampling import TransformersSampler
 
+    if config.sampler == "vllm":
+        from .vllm_sampler import VLLMOptions, VLLMSampler
+
+        options = VLLMOptions(
+            model=model_path(source),
+            eos_ids=tuple(eos_ids(source, tokenizer)),
+            max_model_len=window,
+            dtype=config.precision,
+            device=pick_device(config.device).type,
+            gpu_memory=config.vllm_gpu_memory,
+            max_rows=config.sampler_rows,
+        )
+        return VLLMSampler(options)
     if pick_device(config.device).type == "cpu":
         tune_cpu(num_threads=1)
     model = load_model(source, device=config.device, dtype=getattr(torch, config.precision)).eval()

@@ -154,14 +154,18 @@ def parallel_slots() -> list[dict[str, str]]:
     return [threads] * len(os.sched_getaffinity(0))
 
 
-def run(jobs: Sequence[Job], *, parallel: int | None = None, poll_s: float = 1.0) -> Iterator[list[Status]]:
+def run(
+    jobs: Sequence[Job], *, parallel: int | None = None, nproc: int = 1, poll_s: float = 1.0
+) -> Iterator[list[Status]]:
     """Has all jobs run, as many at once as fit (or `parallel`), and yields their status about once in poll_s.
+
+    nproc: processes (GPUs) of each run of engine deepspeed; with several, the runs go one after the other.
 
     Jobs that are complete are left alone, those that another process is training are watched. If the iteration is
     abandoned, what runs goes on running and nothing new is started. Raises RunsFailedError at the end if a run failed;
     the others have been completed then.
     """
-    slots = parallel_slots()
+    slots: list[dict[str, str]] = parallel_slots() if nproc == 1 else [{}]
     free = [slots[i % len(slots)] for i in range(parallel or len(slots))]
     limit = len(free)
     children: dict[Path, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
@@ -179,7 +183,7 @@ def run(jobs: Sequence[Job], *, parallel: int | None = None, poll_s: float = 1.0
         running = sum(status.state == "running" for status in statuses)
         for status in [s for s in statuses if s.state == "waiting"][: max(0, limit - running)]:
             slot = free.pop(0)
-            children[status.job.run_dir] = _start(status.job, slot), slot
+            children[status.job.run_dir] = _start(status.job, slot, nproc), slot
         yield statuses
         if all(status.state in ("complete", "failed") for status in statuses):
             break
@@ -207,13 +211,13 @@ def stop(jobs: Iterable[Job]) -> int:
     return len(pids)
 
 
-def _start(job: Job, slot: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(job: Job, slot: dict[str, str], nproc: int = 1) -> subprocess.Popen[bytes]:
     if not (job.run_dir / "config.json").exists():
         job.run.start(job.config, make_manifest(job.config.seed))
     # A session of its own: an interrupt of the notebook, or its end, does not reach the run.
     with open(job.run_dir / "log.txt", "ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "luffy", "resume", str(job.run_dir)],
+            [sys.executable, "-m", "luffy", "resume", str(job.run_dir), "--nproc", str(nproc)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from .config import TINYWORLD, Config, ConfigError
+from .config import Config, ConfigError
 from .engine import load_settings
 
 MFU = 0.4  # of training; what well-tuned dense models reach

@@ -11,22 +11,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Client, Connection
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge  # type: ignore[attr-defined]
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
 
 from .sampling import Rollout, SamplerError, SamplingRequest
-from .vllm_worker import VLLMOptions, WeightGroup, pack_tensor, receive, send, socket_pair
+from .vllm_worker import JOIN_TIMEOUT, VLLMOptions, WeightGroup, pack_tensor, receive, send, socket_pair
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 1800.0  # a large model on a slow disk
+CONNECT_TIMEOUT_S = 60.0
 
 
 class VLLMSampler:
@@ -48,12 +51,7 @@ class VLLMSampler:
         """Starts the child, or connects to the server; whatever was there before is ended."""
         self.close()
         if self.address is not None:
-            host, _, port = self.address.rpartition(":")
-            key = os.environ.get("LUFFY_SERVE_KEY", "").encode()
-            try:
-                self.connection: Connection = Client((host, int(port)), authkey=key)
-            except Exception as error:
-                raise SamplerError(f"no vLLM server at {self.address}: {error or type(error).__name__}") from error
+            self.connection = _connect(self.address)
         else:
             self.connection, theirs = socket_pair()
             with theirs:
@@ -69,9 +67,12 @@ class VLLMSampler:
         for name in ("eos_ids", "max_model_len", "dtype", "device"):
             wanted = getattr(self.options, name)
             if served[name] != wanted:
+                self.close()
                 raise SamplerError(f"the server at {self.address} has {name} {served[name]}, not {wanted}")
         if self.address is not None:
-            self.group = WeightGroup(dist.TCPStore(host, served["store"]), 0, self.options.device)
+            self._send("join")
+            store = dist.TCPStore(self.address.rpartition(":")[0], served["store"], timeout=JOIN_TIMEOUT)
+            self.group = WeightGroup(store, 0, self.options.device)
 
     def restart(self) -> None:
         """A new process in the place of one that failed; it has no weights of the policy yet."""
@@ -177,6 +178,23 @@ def request_seed(seed: int, step: int, request: SamplingRequest) -> int:
     """The seed of one completion, from what names it alone."""
     key = f"{seed}/{step}/{request.prompt_index}/{request.generation_index}"
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
+
+
+def _connect(address: str) -> Connection:
+    """Raises SamplerError if there is no server, it is busy with another trainer, or the key is another."""
+    host, _, port = address.rpartition(":")
+    key = os.environ.get("LUFFY_SERVE_KEY", "").encode()
+    try:
+        opened = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
+        opened.settimeout(None)
+        connection = Connection(opened.detach())
+        if not connection.poll(CONNECT_TIMEOUT_S):
+            raise TimeoutError("it is busy with another trainer")
+        answer_challenge(connection, key)
+        deliver_challenge(connection, key)
+    except (OSError, ValueError, EOFError, AuthenticationError) as error:
+        raise SamplerError(f"no vLLM server at {address}: {error or type(error).__name__}") from error
+    return connection
 
 
 def _child_environment() -> dict[str, str]:

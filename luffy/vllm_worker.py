@@ -5,6 +5,7 @@ Trainer and worker talk over one connection. What the trainer sends is a tuple o
     sample    requests and sampling parameters   ->  "rollouts" as they finish, "alive" in between, then "done"
     weights   then tensors, each answered "ok"   ->  "loaded" with the worker's count of loads
     sleep                                        ->  "ok": the device's memory is free until the next weights
+    join      (servers only)                     ->  nothing: both go into the group that weights are sent through
 
 and what goes wrong comes back as "error" with the worker's traceback. Messages are pickles, so a connection is only
 made with one's own child or, over the network, with whoever knows the key. A weight goes to a child as a handle to the
@@ -24,6 +25,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 HEARTBEAT_S = 5.0
+JOIN_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class WeightGroup:
         if device == "cuda":
             self.group: Any = dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options())
         else:
-            self.group = dist.ProcessGroupGloo(store, rank, 2, timedelta(minutes=10))
+            self.group = dist.ProcessGroupGloo(store, rank, 2, JOIN_TIMEOUT)
 
     def send(self, tensor: Tensor) -> Tensor:
         """Fills the server's tensor with the trainer's."""
@@ -130,6 +133,7 @@ class Worker:
     def __init__(self, options: VLLMOptions) -> None:
         self.options = options
         self.llm = start_engine(options)
+        self.store: dist.TCPStore | None = None
         self.group: WeightGroup | None = None
         self.loads = 0
         self.asleep = False
@@ -204,6 +208,10 @@ class Worker:
         self.loads += 1
         send(connection, "loaded", self.loads)
 
+    def join(self, connection: Connection) -> None:
+        assert self.store is not None
+        self.group = WeightGroup(self.store, 1, self.options.device)
+
     def sleep(self, connection: Connection) -> None:
         if self.options.device != "cpu" and not self.asleep:
             self.llm.sleep(level=2)
@@ -225,10 +233,14 @@ def serve(options: VLLMOptions, host: str, port: int, key: bytes) -> None:
     with Listener((host, port), authkey=key) as listener:
         print(f"vLLM with {options.model} at {host}:{listener.address[1]}", flush=True)
         while True:
-            with listener.accept() as connection:
-                store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-                send(connection, "ready", {**asdict(options), "store": store.port, "loads": worker.loads})
-                worker.group = WeightGroup(store, 1, options.device)
+            try:
+                connection = listener.accept()
+            except (AuthenticationError, EOFError, OSError) as error:
+                print(f"a connection was refused: {error}", flush=True)
+                continue
+            with connection:
+                worker.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
+                send(connection, "ready", {**asdict(options), "store": worker.store.port, "loads": worker.loads})
                 worker.answer(connection)
 
 

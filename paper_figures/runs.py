@@ -7,8 +7,9 @@
     cases.csv        one problem answered by several final models                                      (Figure 7)
     manifest.json    name (it ends in the configuration's hash), code and package versions and machine of every run
 
-`python -m paper_figures.make_runs` makes the runs (--add: some of them beside those that are there); `python -m paper_figures.runs RUNS OUT` writes these files from run
-directories. The committed ones are in paper_figures/runs and are what figures are drawn from unless told otherwise.
+`python -m paper_figures.make_runs` makes the runs (with --add, some of them beside those that are there);
+`python -m paper_figures.runs RUNS OUT` writes these files from run directories. The committed ones are in
+paper_figures/runs and are what figures are drawn from unless told otherwise.
 Those whose manifest says version e98afb5ef853 were made with the values of today's presets before these were files, the
 second base model by `python -m luffy.pretrain --seed 1`.
 """

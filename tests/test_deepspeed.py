@@ -27,7 +27,11 @@ CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES
 
 
 def launch(ranks, jobs, folder):
-    """Trains the jobs, each (run directory, method, fields), in so many ranks."""
+    """Trains the jobs, each (run directory, method, fields), in so many ranks; a single one is this process."""
+    if ranks == 1:
+        for path, method, values in jobs:
+            train(make_config(method, **values) if method else RunDirectory(path).config(), path)
+        return
     listed = folder / f"jobs-{ranks}-{len(list(folder.iterdir()))}.json"
     listed.write_text(json.dumps([[str(path), method, values] for path, method, values in jobs]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -182,7 +186,7 @@ def test_command_line(tmp_path):
     """`luffy train --nproc 2`, and an error in every rank that ends all of them."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, "steps": 2}.items()]
     command = [sys.executable, "-m", "luffy", "train", "--nproc", "2", "--run-dir", str(tmp_path / "run"), *flags]
-    command += ["--final-eval-problems", "5", "--eval-steps", "2"]
+    command += ["--final-eval-problems", "3", "--eval-steps", "2", "--eval-problems", "3"]
     done = subprocess.run([*command, "--engine", "deepspeed"], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     run = RunDirectory(tmp_path / "run")

@@ -1,0 +1,191 @@
+"""The configurations of the paper's runs against what the paper says, and the estimate against measured peaks."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import random_model
+
+from luffy import METHODS, ConfigError, make_config
+from luffy.methods import CONFIGS, read_values, stages
+from luffy.plan import SHAPES, Shape, plan, shape_of
+
+NAMES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def configuration(name, method="luffy"):
+    return make_config(**{**read_values(name, method), "method": method})
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_is_a_configuration_of_every_method(name, method):
+    config = configuration(name, method)
+    assert config.method == method and config.precision == "bfloat16" and config.sampler == "vllm"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_of_the_paper(method, tmp_path):
+    """Section 4 and App. C.1; exp_scripts/*.sh of the reference implementation; OpenRLHF's flags for SFT."""
+    config = configuration("paper", method)
+    assert (config.rollout_batch_size, config.mini_batch_size, config.num_generations) == (128, 64, 8)
+    assert (config.max_prompt_length, config.max_completion_length) == (1024, 8192)
+    assert (config.temperature, config.beta, config.weight_decay, config.adam_beta2) == (1.0, 0.0, 0.01, 0.999)
+    assert config.scale_rewards == "none" and config.dataset == "Elliott/Openr1-Math-46k-8192"
+    assert config.gamma == 0.1 and config.eval_temperature == 0.6
+    if method == "sft":
+        assert config.sft_learning_rate == 5e-5 and config.entropy_coef == 0
+        assert config.steps == 3 * 45_714 // 128 and config.warmup_steps == 2 * config.steps // 10
+        return
+    assert config.steps == 500 and config.learning_rate == 1e-6 and config.lr_schedule == "constant"
+    assert config.num_off_policy == (0 if method.startswith(("on_policy", "sft_rl")) else 1)
+    assert config.epsilon == (None if method in ("luffy", "on_policy_no_clip", "rl_sft_loss") else 0.2)
+    # The reference: 0.001 for each of 5.4 micro-batches of 64 sequences; a clip of 1.0 at 64 times our gradient.
+    assert config.entropy_coef == pytest.approx(0.001 * 5.4 / 64, rel=0.1)
+    assert config.max_grad_norm == 1 / 64
+    if method == "rl_sft_loss":
+        assert config.sft_loss_coef == pytest.approx(1.0 * 5.4 / 64, rel=0.1)
+    if method == "sft_rl":
+        first = stages(config, tmp_path)[0][0]
+        assert first.supervised and first.steps == 1071 and first.peak_learning_rate == 5e-5
+        assert first.max_grad_norm == 1.0 and config.complement == "Elliott/Openr1-Math-48k-Complement"
+
+
+def test_other_runs_of_the_paper():
+    assert configuration("paper_plus").steps == 860
+    assert configuration("paper_1.5b").model.endswith("Qwen2.5-Math-1.5B-16k-think")
+    assert configuration("paper_7b_instruct").model == "Qwen/Qwen2.5-7B-Instruct"
+    llama = configuration("paper_llama")
+    assert llama.template == "llama" and not llama.think_format and "easy" in llama.dataset
+    assert configuration("four_gpus").replace(zero_stage=2, vllm_gpu_memory=0.5) == configuration("paper")
+    assert configuration("one_gpu").engine == "torch"
+
+
+def test_files_of_ones_own(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: paper\nsteps: 7\nmethods: {sft: {steps: 9}}\n")
+    assert configuration(mine).steps == 7 and configuration(mine, "sft").steps == 9
+    assert configuration(mine).learning_rate == 1e-6
+    mine.write_text("methods: {lufy: {steps: 9}}\n")
+    with pytest.raises(ConfigError, match="`methods` is a mapping"):
+        configuration(mine)
+
+
+# --- the estimate ----------------------------------------------------------------------------------------------------
+
+
+def test_parameters_are_counted_exactly():
+    assert SHAPES["Qwen2.5-Math-7B"].parameters == 7_615_616_512  # model cards
+    assert SHAPES["Qwen2.5-Math-1.5B"].parameters == 1_543_714_304
+    assert SHAPES["Llama-3.1-8B"].parameters == 8_030_261_248
+    for architecture, tied in (("Qwen2", True), ("Qwen2", False), ("Llama", False)):
+        model = random_model(architecture, tied)
+        shape = Shape(32, 2, 4, 2, 48, 61, tied, 8, qkv_bias=architecture == "Qwen2")
+        assert shape.parameters == model.num_parameters()
+    assert shape_of("tiny").parameters == 449_664
+    assert shape_of("Elliott/Qwen2.5-Math-7B-16k-think") == SHAPES["Qwen2.5-Math-7B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"), [("paper", 8), ("paper_llama", 8), ("paper_7b_instruct", 8), ("four_gpus", 4), ("one_gpu", 1)]
+)
+def test_the_files_fit(name, ranks):
+    made = plan(configuration(name), ranks=ranks)
+    assert not made.problems and 0.3 < max(made.phases.values()) / made.capacity < 0.95
+
+
+def test_parts_by_hand():
+    """Qwen2.5-Math-7B, bfloat16 with float32 masters, ZeRO-2 on 8 GPUs: 2 P + 4 P/8 + 12 P/8."""
+    made = plan(configuration("paper"), ranks=8)
+    parameters = 7_615_616_512
+    assert made.memory["weights"] == 2 * parameters
+    assert made.memory["gradients"] == 4 * parameters // 8
+    assert made.memory["optimiser"] == 12 * parameters // 8
+    assert made.memory["logits"] == 3 * 4 * 2048 * 152_064
+    assert made.memory["sampler"] == int(0.5 * 80 * 2**30)
+    # 1,024 completions of 2,211 tokens and a quarter of the prompt window, on 8 GPUs at 40% of 312 Tflop/s
+    tokens = 1024 * (2211 + 256) / 8
+    assert made.seconds["update"] == pytest.approx(8 * parameters * tokens / (0.4 * 312e12))
+    offloaded = plan(configuration("paper").replace(offload_optimizer=True), ranks=8)
+    assert offloaded.memory["optimiser"] == 0 and offloaded.host == 12 * parameters
+
+
+@pytest.mark.parametrize(
+    ("ranks", "values", "told"),
+    [
+        (1, {}, "set offload_optimizer, or use more GPUs"),
+        (8, {"vllm_gpu_memory": 0.9}, "sampling takes .* lower vllm_gpu_memory"),
+        (8, {"vllm_gpu_memory": 0.15}, "raise vllm_gpu_memory"),
+        (8, {"row_tokens": 262_144}, "the update takes .* lower micro_batch_tokens and row_tokens"),
+        (8, {"gradient_checkpointing": False}, "gradient_checkpointing"),
+    ],
+)
+def test_impossible_plans_say_what_to_change(ranks, values, told):
+    made = plan(configuration("paper").replace(**values), ranks=ranks)
+    assert made.problems and any(re.search(told, problem) for problem in made.problems), made.problems
+
+
+def test_impossible_questions():
+    with pytest.raises(ConfigError, match="no GPU"):
+        plan(configuration("paper"), gpu="b900")
+    with pytest.raises(ConfigError, match="use engine deepspeed"):
+        plan(configuration("one_gpu"), ranks=2)
+
+
+def test_command_line():
+    command = [sys.executable, "-m", "luffy", "plan", "paper", "--gpus"]
+    fits = subprocess.run([*command, "8"], capture_output=True, text=True)
+    assert fits.returncode == 0 and "7.62B parameters on 8 x a100" in fits.stdout
+    refused = subprocess.run([*command, "1"], capture_output=True, text=True)
+    assert refused.returncode != 0 and "IMPOSSIBLE" in refused.stdout and "does not fit" in refused.stderr
+
+
+MEASURE = """
+import resource, sys, torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from luffy import make_config
+from luffy.batching import TokenSequence, pack
+from luffy.engine import TorchEngine
+from luffy.plan import Shape, plan
+
+checkpointing = sys.argv[1] == "True"
+torch.set_num_threads(2)
+shape = Shape(512, 12, 8, 4, 1536, 20000, True, 64)
+settings = Qwen2Config(hidden_size=512, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=4,
+    intermediate_size=1536, vocab_size=20000, tie_word_embeddings=True)
+config = make_config("sft", row_tokens=512, micro_batch_tokens=4096, logits_chunk_size=1024, max_prompt_length=64,
+    max_completion_length=448, rollout_batch_size=8, mini_batch_size=8, gradient_checkpointing=checkpointing)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+batch = pack([TokenSequence([1] * 64, [2] * 448)] * 8, row_tokens=512, micro_batch_tokens=4096)
+tiny = Qwen2ForCausalLM(Qwen2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
+    intermediate_size=8, vocab_size=16))
+warm = TorchEngine(tiny, config, 1)  # whatever torch needs once
+warm.backward(-warm.token_logprobs(batch[0])[0].mean()); warm.step()
+before = peak()
+model = Qwen2ForCausalLM(settings)
+if checkpointing:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+engine = TorchEngine(model, config, 1)
+assert len(batch) == 1
+for _ in range(2):
+    engine.backward(-engine.token_logprobs(batch[0])[0].mean()); engine.step()
+made = plan(config, shape=shape)
+print((peak() - before) / (made.phases["updat"] - made.memory["reserve"]))
+"""
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_estimate_of_an_update_against_the_measured_peak(checkpointing):
+    """A 47M-parameter model, one micro-batch of 4,096 tokens in float32, in a process of its own, whose C library gives
+    every block back at once: the peak of the process is then that of its tensors."""
+    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+    command = [sys.executable, "-c", MEASURE, str(checkpointing)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **exact})
+    assert done.returncode == 0, done.stderr[-2000:]
+    ratio = float(done.stdout.split()[-1])
+    assert 0.75 < ratio < 1.1, ratio
