@@ -80,6 +80,7 @@ def make_sampler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, con
             max_model_len=config.max_prompt_length + config.max_completion_length,
             dtype=config.precision,
             device=model.device.type,
+            gpu=model.device.index or 0,
             gpu_memory=config.vllm_gpu_memory,
             cache_mb=config.vllm_cache_mb,
             max_rows=config.sampler_rows,

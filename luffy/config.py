@@ -366,6 +366,8 @@ def check_values(config: Config) -> None:
         raise ConfigError("attention flash_attention_2 needs precision bfloat16")
     if config.vllm_gpu_memory > 1:
         raise ConfigError(f"vllm_gpu_memory is a share, not {config.vllm_gpu_memory}")
+    if config.engine == "deepspeed" and config.device.startswith("cuda:"):
+        raise ConfigError(f"device {config.device} with engine deepspeed: each rank has its own GPU, say cuda")
     if config.zero_stage not in (1, 2, 3):
         raise ConfigError(f"zero_stage is 1, 2 or 3, not {config.zero_stage}")
     check_device(config.device)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 BUCKET_BYTES = 1 << 30  # of parameters that are whole at once when a sharded model is read
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STATE = "optimizer"  # a folder of its own: whatever loads the model may take every .safetensors beside it
 
 
 class Policy(nn.Module):
@@ -144,8 +145,9 @@ class DeepSpeedEngine:
             whole |= {moment: safe_get_full_optimizer_state(parameters[name], moment) for moment in MOMENTS}
             if name in mine:
                 state |= {f"{name}/{kind}": tensor.cpu().contiguous().clone() for kind, tensor in whole.items()}
-        file = f"optimizer-{self.ranks.rank + 1:05d}-of-{self.ranks.size:05d}.safetensors"
-        save_file(state, folder / file, metadata={"updates": str(self.updates)})
+        (folder / STATE).mkdir(exist_ok=True)
+        file = f"{self.ranks.rank + 1:05d}-of-{self.ranks.size:05d}.safetensors"
+        save_file(state, folder / STATE / file, metadata={"updates": str(self.updates)})
 
     def save_model(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a consolidated Hugging Face folder. All ranks must call it."""
@@ -158,7 +160,7 @@ class DeepSpeedEngine:
         """Restores what `save` wrote, by however many ranks. Raises RunError if it is not all there."""
         from safetensors import safe_open
 
-        files = [safe_open(path, "pt") for path in sorted(folder.glob("optimizer-*-of-*.safetensors"))]
+        files = [safe_open(path, "pt") for path in sorted((folder / STATE).glob("*.safetensors"))]
         where = {key: file for file in files for key in file.keys()}  # noqa: SIM118 (it is not a dict)
         missing = [name for name in self.names for kind in ("fp32", *MOMENTS) if f"{name}/{kind}" not in where]
         if missing:
@@ -170,6 +172,17 @@ class DeepSpeedEngine:
             for kind in ("fp32", *MOMENTS):
                 key = f"{name}/{kind}"
                 self._set(parameters[name], kind, where[key].get_tensor(key))
+
+    def close(self) -> None:
+        """Empties the weights and the optimiser's state: DeepSpeed's hooks keep references to them for good."""
+        inner = self.engine.optimizer.optimizer
+        tensors = [t for p in self.model.parameters() for t in (p.data, getattr(p, "ds_tensor", None))]
+        tensors += [p for group in inner.param_groups for p in group["params"]]
+        tensors += getattr(self.engine.optimizer, "fp32_partitioned_groups_flat", [])
+        tensors += [value for state in inner.state.values() for value in state.values()]
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                tensor.untyped_storage().resize_(0)
 
     def _create_moments(self) -> None:
         """Gives the optimiser the state that it would have had after its first step, for `_set` to fill."""

@@ -84,9 +84,7 @@ def load_model(
         if hasattr(settings, name):
             setattr(settings, name, 0.0)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, config=settings, dtype=dtype, attn_implementation=attention)
-    except ImportError as error:
-        raise ConfigError(f"attention {attention}: {str(error).splitlines()[0]}") from error
+        model = AutoModelForCausalLM.from_pretrained(path, config=settings, dtype=dtype, attn_implementation="sdpa")
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     try:
@@ -96,6 +94,11 @@ def load_model(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, pick_device(device))
+    if attention != "sdpa":  # only now: flash attention's kernels are for a GPU, and what was checked above was not
+        try:
+            model.set_attn_implementation(attention)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"attention {attention}: {str(error).splitlines()[0]}") from error
     return model
 
 
@@ -184,6 +187,10 @@ class Engine(Protocol):
         """Restores what `save` wrote beside the model; the model itself is loaded with load_model."""
         ...
 
+    def close(self) -> None:
+        """Gives back the memory that garbage collection would not."""
+        ...
+
 
 class TorchEngine:
     """AdamW over one model in one process: backward accumulates, step clips and updates."""
@@ -236,3 +243,6 @@ class TorchEngine:
         state = torch.load(folder / "optimizer.pt", map_location=self.model.device, weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
+
+    def close(self) -> None:
+        pass

@@ -460,6 +460,7 @@ def make_sampler(source: str, tokenizer: PreTrainedTokenizerBase, config: Evalua
             max_model_len=window,
             dtype=config.precision,
             device=pick_device(config.device).type,
+            gpu=pick_device(config.device).index or 0,
             gpu_memory=config.vllm_gpu_memory,
             max_rows=config.sampler_rows,
         )

@@ -198,7 +198,9 @@ def _memory(config: Config, shape: Shape, ranks: int, capacity: int, window: int
     activations = shape.layers * inputs + inside if config.gradient_checkpointing else shape.layers * (inputs + inside)
     logits = 3 * 4 * min(config.logits_chunk_size, tokens) * shape.vocabulary
     if config.sampler == "vllm":
-        sampler = 0 if config.vllm_servers else int(config.vllm_gpu_memory * capacity)
+        cache = config.vllm_cache_mb << 20
+        share = (2 if half else 4) * parameters + cache if cache else int(config.vllm_gpu_memory * capacity)
+        sampler = 0 if config.vllm_servers or config.supervised else share
     else:
         rows = min(config.sampler_rows, config.rollout_batch_size * config.num_generations // ranks)
         sampler = 0 if config.supervised else rows * window * shape.cache_per_token * (2 if sharded and half else 4)
@@ -230,7 +232,7 @@ def _seconds(config: Config, shape: Shape, ranks: int, capacity: int, gpu: str, 
     if not config.supervised:
         here = (rows - config.rollout_batch_size * config.num_off_policy) / ranks
         element = 2 if config.precision == "bfloat16" else 4
-        cache = config.vllm_gpu_memory * capacity - element * shape.parameters
+        cache = (config.vllm_cache_mb << 20) or config.vllm_gpu_memory * capacity - element * shape.parameters
         fitting = cache / (length * shape.cache_per_token * element) if config.sampler == "vllm" else math.inf
         at_once = max(1.0, min(here, config.sampler_rows, fitting))
         read = element * (shape.parameters + at_once * length / 2 * shape.cache_per_token)

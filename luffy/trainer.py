@@ -169,6 +169,7 @@ class Trainer:
         finally:
             self.reward.close()
             self.sampler.close()
+            self.engine.close()
             close_report()
 
     def train_step(self, step: int) -> dict[str, float]:
@@ -176,7 +177,7 @@ class Trainer:
         config = self.config
         rows: list[Completion] = []
         try:
-            rows = self.with_sampler(lambda: self.rollouts(step))
+            rows = self.rollouts(step) if config.supervised else self.with_sampler(lambda: self.rollouts(step))
             rows = [row for share in self.ranks.gather(rows) for row in share]
             self.totals["prompts"] += config.rollout_batch_size
             self.totals["generated_tokens"] += sum(len(row.token_ids) for row in rows if not row.off_policy)
@@ -195,10 +196,11 @@ class Trainer:
                         updates.append(self.update(mini_batch, advantages[chosen], olds, fresh=not updates))
         except NonFiniteError as error:
             phase = list(self.seconds)[-1] if self.seconds else "sample"
-            saved = self.run_dir.path / f"failed-step-{step + 1:06d}.pt"
+            rank = f"-rank-{self.ranks.rank}" if self.ranks.size > 1 else ""
+            saved = self.run_dir.path / f"failed-step-{step + 1:06d}{rank}.pt"
             torch.save({"step": step + 1, "phase": phase, "rows": [vars(row) for row in rows]}, saved)
             raise NonFiniteError(f"step {step + 1}, {phase}: {error}. The batch is in {saved}") from error
-        if config.sample_steps and (step + 1) % config.sample_steps == 0:
+        if self.ranks.first and config.sample_steps and (step + 1) % config.sample_steps == 0:
             self.run_dir.write_samples(step + 1, self.readable(rows, advantages))
         metrics = {name: mean([update[name] for update in updates]) for name in updates[0]} if updates else {}
         # of the policy that has sampled: it has moved on in the other updates
@@ -228,6 +230,8 @@ class Trainer:
         run, and all ranks use theirs again. Raises SamplerError."""
         while True:
             result, failure = None, None
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()  # what the update has left in torch's cache is the sampler's now
             try:
                 with self.timed("load_weights"):
                     self.sampler.load_weights(self.engine.weights())

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .sampling import Rollout, SamplerError, SamplingRequest
-from .vllm_worker import JOIN_TIMEOUT, VLLMOptions, WeightGroup, pack_tensor, receive, send, socket_pair
+from .vllm_worker import JOIN_TIMEOUT, VLLMOptions, WeightGroup, pack_tensor, receive, send, set_timeout
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,17 @@ class VLLMSampler:
         """Starts the child, or connects to the server; whatever was there before is ended."""
         self.close()
         if self.address is not None:
-            self.connection = _connect(self.address)
+            self.connection = _connect(self.address, self.timeout_s)
         else:
-            self.connection, theirs = socket_pair()
+            ours, theirs = socket.socketpair()
+            set_timeout(ours, socket.SO_SNDTIMEO, self.timeout_s)
+            self.connection = Connection(ours.detach())
             with theirs:
                 self.child = subprocess.Popen(
                     [sys.executable, "-m", "luffy.vllm_worker", str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
-                    env=_child_environment(),
+                    env=_child_environment(self.options.gpu if self.options.device == "cuda" else None),
                 )
             self._send(self.options)
         (served,) = self._expect("ready", timeout_s=START_TIMEOUT_S)
@@ -71,8 +73,11 @@ class VLLMSampler:
                 raise SamplerError(f"the server at {self.address} has {name} {served[name]}, not {wanted}")
         if self.address is not None:
             self._send("join")
-            store = dist.TCPStore(self.address.rpartition(":")[0], served["store"], timeout=JOIN_TIMEOUT)
-            self.group = WeightGroup(store, 0, self.options.device)
+            try:
+                store = dist.TCPStore(self.address.rpartition(":")[0], served["store"], timeout=JOIN_TIMEOUT)
+                self.group = WeightGroup(store, 0, self.options.device)
+            except RuntimeError as error:
+                raise SamplerError(f"no way for weights to the server at {self.address}: {error}") from error
 
     def restart(self) -> None:
         """A new process in the place of one that failed; it has no weights of the policy yet."""
@@ -92,10 +97,10 @@ class VLLMSampler:
                 self._expect("ok")  # the tensor does not outlive the next one
             self._send(None)
             (loads,) = self._expect("loaded")
-        except SamplerError:
+        except RuntimeError as error:  # a SamplerError, or the group's, whose other end is gone
             for _ in weights:  # other ranks may be waiting for this one to go through them
                 pass
-            raise
+            raise SamplerError(str(error)) from error
         self.loads += 1
         if loads != self.loads:
             raise SamplerError(f"the sampler has loaded weights {loads} times, not {self.loads}")
@@ -122,14 +127,20 @@ class VLLMSampler:
         self._send(
             "sample", prompts, {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "n": 1}
         )
+        missing = set(range(len(requests)))
         while True:
             word, *content = self._receive(self.timeout_s)
             if word == "done":
+                if missing:
+                    raise SamplerError(f"the sampler left out {len(missing)} of {len(requests)} completions")
                 if content[0] != self.loads:
                     raise SamplerError(f"the sampler answered with weights {content[0]}, not {self.loads}")
                 return
-            for i, ids, logprobs, ended in content[0] if word == "rollouts" else ():
-                yield i, Rollout(ids, logprobs, truncated=not ended)
+            for i, ids, logprobs, reason in content[0] if word == "rollouts" else ():
+                if i not in missing or reason not in ("stop", "length") or not ids:
+                    raise SamplerError(f"completion {i} came twice, unasked for or unfinished ({reason})")
+                missing.remove(i)
+                yield i, Rollout(ids, logprobs, truncated=reason == "length")
 
     def close(self) -> None:
         """Ends the child, or the connection."""
@@ -180,13 +191,14 @@ def request_seed(seed: int, step: int, request: SamplingRequest) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
 
 
-def _connect(address: str) -> Connection:
+def _connect(address: str, timeout_s: float) -> Connection:
     """Raises SamplerError if there is no server, it is busy with another trainer, or the key is another."""
     host, _, port = address.rpartition(":")
     key = os.environ.get("LUFFY_SERVE_KEY", "").encode()
     try:
         opened = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
         opened.settimeout(None)
+        set_timeout(opened, socket.SO_SNDTIMEO, timeout_s)
         connection = Connection(opened.detach())
         if not connection.poll(CONNECT_TIMEOUT_S):
             raise TimeoutError("it is busy with another trainer")
@@ -197,13 +209,13 @@ def _connect(address: str) -> Connection:
     return connection
 
 
-def _child_environment() -> dict[str, str]:
-    """This process's environment without its place among the ranks, which vLLM would take for its own."""
+def _child_environment(gpu: int | None) -> dict[str, str]:
+    """This process's environment without its place among the ranks, which vLLM would take for its own, and with one of
+    the GPUs that this process sees."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in ranks}
     environment |= {"TQDM_DISABLE": "1"}
-    local = os.environ.get("LOCAL_RANK")
-    if local is not None:
+    if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(local)] if visible else local
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
     return environment

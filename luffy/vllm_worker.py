@@ -2,7 +2,7 @@
 
 Trainer and worker talk over one connection. What the trainer sends is a tuple of a word and its arguments:
 
-    sample    requests and sampling parameters   ->  "rollouts" as they finish, "alive" in between, then "done"
+    sample    requests and sampling parameters   ->  "rollouts" as they finish, "alive" while tokens come, "done"
     weights   then tensors, each answered "ok"   ->  "loaded" with the worker's count of loads
     sleep                                        ->  "ok": the device's memory is free until the next weights
     join      (servers only)                     ->  nothing: both go into the group that weights are sent through
@@ -19,14 +19,16 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import struct
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge  # type: ignore[attr-defined]
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +41,16 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 5.0
 JOIN_TIMEOUT = timedelta(minutes=5)
+CHALLENGE_S = 10.0
 
 
 @dataclass(frozen=True)
 class VLLMOptions:
     """model: Hugging Face folder or hub name; eos_ids: what ends a completion; max_model_len: prompt and completion.
 
-    dtype: "float32" or "bfloat16". device: "cpu" or "cuda". gpu_memory: share of the GPU's memory for weights and
-    cache. cache_mb: size of the key-value cache, 0: what gpu_memory leaves (on a CPU 512). max_rows: completions at
-    once.
+    dtype: "float32" or "bfloat16". device: "cpu" or "cuda". gpu: which one, of a child. gpu_memory: share of the GPU's
+    memory for weights and cache. cache_mb: size of the key-value cache, 0: what gpu_memory leaves (on a CPU 512).
+    max_rows: completions at once.
     """
 
     model: str
@@ -55,6 +58,7 @@ class VLLMOptions:
     max_model_len: int
     dtype: str = "bfloat16"
     device: str = "cuda"
+    gpu: int = 0
     gpu_memory: float = 0.4
     cache_mb: int = 0
     max_rows: int = 512
@@ -147,10 +151,11 @@ class Worker:
                 return
             try:
                 getattr(self, word)(connection, *arguments)
-            except (BrokenPipeError, ConnectionResetError, EOFError):
-                return
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the trainer is gone
             except BaseException:
-                send(connection, "error", traceback.format_exc())
+                with suppress(OSError):
+                    send(connection, "error", traceback.format_exc())
                 raise
 
     def sample(
@@ -167,20 +172,27 @@ class Worker:
             )  # fmt: skip
             engine.add_request(str(i), {"prompt_token_ids": list(ids)}, settings)
         spoken = time.monotonic()
-        while engine.has_unfinished_requests():
-            finished = []
-            for output in engine.step():
-                if output.finished:
-                    completion = output.outputs[0]
-                    logprobs = list(completion.logprobs.logprobs)
-                    ended = completion.finish_reason != "length"
-                    finished.append((int(output.request_id), list(completion.token_ids), logprobs, ended))
-            if finished:
-                send(connection, "rollouts", finished)
-                spoken = time.monotonic()
-            elif time.monotonic() - spoken > HEARTBEAT_S:
-                send(connection, "alive")
-                spoken = time.monotonic()
+        open_ids = {str(i) for i in range(len(prompts))}
+        try:
+            while engine.has_unfinished_requests():
+                outputs = engine.step()
+                finished = []
+                for output in outputs:
+                    if output.finished:
+                        open_ids.discard(output.request_id)
+                        completion = output.outputs[0]
+                        logprobs = list(completion.logprobs.logprobs)
+                        row = int(output.request_id), list(completion.token_ids), logprobs, completion.finish_reason
+                        finished.append(row)
+                if finished:
+                    send(connection, "rollouts", finished)
+                    spoken = time.monotonic()
+                elif outputs and time.monotonic() - spoken > HEARTBEAT_S:
+                    send(connection, "alive")
+                    spoken = time.monotonic()
+        finally:
+            if open_ids:  # the next trainer must not get what this one has asked for
+                engine.abort_request(sorted(open_ids))
         send(connection, "done", self.loads)
 
     def weights(self, connection: Connection) -> None:
@@ -228,16 +240,24 @@ def _repack_head(model: Any) -> None:
 
 
 def serve(options: VLLMOptions, host: str, port: int, key: bytes) -> None:
-    """Answers trainers that know the key, one after the other, until the process is ended."""
+    """Answers trainers that know the key, one after the other, until the process is ended or the engine fails."""
     worker = Worker(options)
-    with Listener((host, port), authkey=key) as listener:
-        print(f"vLLM with {options.model} at {host}:{listener.address[1]}", flush=True)
+    with socket.create_server((host, port)) as listener:
+        print(f"vLLM with {options.model} at {host}:{listener.getsockname()[1]}", flush=True)
         while True:
+            opened, _ = listener.accept()
+            set_timeout(opened, socket.SO_RCVTIMEO, CHALLENGE_S)
+            connection = Connection(os.dup(opened.fileno()))
             try:
-                connection = listener.accept()
+                deliver_challenge(connection, key)
+                answer_challenge(connection, key)
             except (AuthenticationError, EOFError, OSError) as error:
                 print(f"a connection was refused: {error}", flush=True)
+                connection.close()
                 continue
+            finally:
+                set_timeout(opened, socket.SO_RCVTIMEO, 0)
+                opened.close()
             with connection:
                 worker.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
                 send(connection, "ready", {**asdict(options), "store": worker.store.port, "loads": worker.loads})
@@ -257,10 +277,12 @@ def main() -> None:
     worker.answer(connection)
 
 
-def socket_pair() -> tuple[Connection, socket.socket]:
-    """A connection for this process and the socket that a child inherits."""
-    ours, theirs = socket.socketpair()
-    return Connection(ours.detach()), theirs
+def set_timeout(opened: socket.socket, what: int, seconds: float) -> None:
+    """Has reading from a socket (SO_RCVTIMEO) or writing to it (SO_SNDTIMEO) fail after so many seconds; 0: never.
+
+    Python's own time-outs would make the descriptor non-blocking, which a Connection does not understand.
+    """
+    opened.setsockopt(socket.SOL_SOCKET, what, struct.pack("ll", int(seconds), 0))
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ def tiny():
     return load_model("tiny").eval(), load_tokenizer("tiny")
 
 
-def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, seed: int = 0, head_dim: int = 8):
+def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, seed: int = 0):
     """A small random-weight causal language model of an architecture, in float32."""
     import transformers
 
     torch.manual_seed(seed)
     config = getattr(transformers, f"{architecture}Config")(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=head_dim, vocab_size=vocab_size, max_position_embeddings=256, tie_word_embeddings=tied,
+        head_dim=8, vocab_size=vocab_size, max_position_embeddings=256, tie_word_embeddings=tied,
         initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()

@@ -80,6 +80,15 @@ def test_shaping_takes_its_parameter():
         ({"dataset_split": "trian"}, "splits"),
         ({"device": "gpu"}, "device is"),
         ({"eval_datasets": []}, "must not be empty"),
+        ({"num_off_policy": 2}, "exceeds num_traces 1"),
+        ({"zero_stage": 0}, "zero_stage must be positive"),
+        ({"engine": "deepspeed", "device": "cuda:1"}, "each rank has its own GPU"),
+        ({"zero_stage": 4}, "zero_stage is 1, 2 or 3"),
+        ({"importance_sampling_cap": 2.0}, "needs recompute_old_logp"),
+        ({"vllm_servers": ["host:1"]}, "need sampler vllm"),
+        ({"vllm_gpu_memory": 1.5}, "is a share"),
+        ({"attention": "flex_attention"}, "needs sampler vllm"),
+        ({"attention": "flash_attention_2", "sampler": "vllm"}, "needs precision bfloat16"),
     ],
 )
 def test_impossible_configurations_are_one_clear_error(values, message):
@@ -129,7 +138,7 @@ def test_every_field_has_a_line_of_help():
 
 def test_flags_over_file_over_method(tmp_path):
     (tmp_path / "c.yaml").write_text("steps: 7\ngamma: 0.2\nepsilon: 0.3\n")
-    config, run_dir = parse_train(
+    config, run_dir, nproc = parse_train(
         [
             "--method",
             "mixed",
@@ -151,7 +160,7 @@ def test_flags_over_file_over_method(tmp_path):
         0.3,
         "none",
     )
-    assert config.difficulties == (3, 4) and str(run_dir) == "x"
+    assert config.difficulties == (3, 4) and str(run_dir) == "x" and nproc == 1
     assert parse_train(["--method", "on_policy", "--epsilon", "None", "--run-dir", "x"])[0].clip is None
 
 
@@ -159,6 +168,6 @@ def test_bad_flags(capsys):
     with pytest.raises(SystemExit):
         parse_train(["--gama", "0.5", "--run-dir", "x"])
     with pytest.raises(ConfigError, match="contradicts method on_policy"):
-        parse_train(["--method", "on_policy", "--num-off-policy", "2", "--run-dir", "x"])
+        parse_train(["--method", "on_policy", "--num-off-policy", "2", "--num-traces", "2", "--run-dir", "x"])
     with pytest.raises(ConfigError, match="--run-dir"):
         parse_train(["--gamma", "0.5"])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from luffy import ConfigError, make_config, train
 from luffy.batching import TokenSequence, deal, pack
+from luffy.rewards import make_reward
 from luffy.runs import RunDirectory
 
 pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
@@ -20,7 +21,8 @@ pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
 WORKER = Path(__file__).with_name("ranks_worker.py")
 SMALL = dict(
     steps=5, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48, num_problems=40,
-    eval_steps=0, final_eval_problems=0, final_eval_samples=2, micro_batch_tokens=256, save_steps=2, warmup_steps=0,
+    eval_steps=0, final_eval_problems=0, final_eval_samples=2, micro_batch_tokens=256, save_steps=4, warmup_steps=0,
+    device="cpu",
 )  # fmt: skip
 STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES]
@@ -55,6 +57,8 @@ def folder(tmp_path_factory):
         if ranks == 2:
             one_row = dict(row_tokens=4096, micro_batch_tokens=4096)  # one micro-batch: the second rank has none
             jobs += [(folder / f"one-row-z{z}", "luffy", deepspeed(z, False, **one_row)) for z in (2, 3)]
+            two_stages = deepspeed(3, False, steps=2, first_stage_steps=1, sample_steps=1)
+            jobs.append((folder / "two-stages", "sft_rl", two_stages))
             jobs += [
                 (folder / f"sft{'o' * o}", "sft", deepspeed(2, o, rollout_batch_size=16, mini_batch_size=16))
                 for o in (False, True)
@@ -129,7 +133,7 @@ def test_bfloat16_with_master_weights(folder, by_torch, stage):
     # the sampled texts part ways after a while, the first step's do not
     assert abs(rows[0][0]["sft_loss"] - rows[0][1]["sft_loss"]) < 0.05
     assert all(row["sampler_gap/mean"] < 0.1 for row, _ in rows)
-    shard = load_file(sorted((run.path / "final").glob("optimizer-*"))[0])
+    shard = load_file(run.path / "final" / "optimizer" / "00001-of-00002.safetensors")
     assert {tensor.dtype for tensor in shard.values()} == {torch.float32}
 
 
@@ -137,13 +141,38 @@ def test_checkpoint_is_sharded_and_loads_with_plain_transformers(folder):
     from transformers import AutoModelForCausalLM
 
     final = folder / "z3-2" / "final"
-    shards = [load_file(path) for path in sorted(final.glob("optimizer-*-of-00002.safetensors"))]
+    shards = [load_file(path) for path in sorted((final / "optimizer").glob("*-of-00002.safetensors"))]
+    assert [path.name for path in final.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all there are
     sizes = [sum(tensor.numel() for tensor in shard.values()) for shard in shards]
     model = AutoModelForCausalLM.from_pretrained(final)
     assert sum(sizes) == 3 * model.num_parameters() and max(sizes) < 1.2 * min(sizes)
     whole = {name: tensor for shard in shards for name, tensor in shard.items()}
     for name, parameter in model.named_parameters():
         assert torch.equal(whole[f"{name}/fp32"], parameter)
+
+
+def test_two_stages(folder):
+    """The second goes on from the first's checkpoint; only the first rank writes samples."""
+    run, first = RunDirectory(folder / "two-stages"), RunDirectory(folder / "two-stages" / "first_stage")
+    assert run.is_complete and first.is_complete and first.config().supervised
+    assert len(first.metrics()) == 1 and len(run.metrics()) == 2
+    assert sorted(path.name for path in (run.path / "samples").iterdir()) == ["step-000001.json", "step-000002.json"]
+
+
+def test_memory_is_given_back(tmp_path):
+    """DeepSpeed keeps references to the model for good; a run with two stages must not hold two."""
+    from luffy.trainer import Trainer
+
+    for stage in (2, 3):
+        trainer = Trainer(make_config("luffy", **deepspeed(stage, False)), RunDirectory(tmp_path / str(stage)))
+        trainer.reward = make_reward(trainer.config)
+        trainer.train_step(0)
+        inner = trainer.engine.engine.optimizer.optimizer
+        held = [*trainer.model.parameters(), *(t for state in inner.state.values() for t in state.values())]
+        assert len(held) > 38 and sum(t.untyped_storage().nbytes() for t in held) > 0
+        trainer.engine.close()
+        assert sum(t.untyped_storage().nbytes() for t in held) == 0
+        trainer.reward.close()
 
 
 def interrupted(run, to):
@@ -174,12 +203,12 @@ def test_missing_optimiser_state_is_an_error(folder, tmp_path):
     from luffy.trainer import Trainer
 
     path = interrupted(folder / "z2-1", tmp_path / "run")
-    shard = next((path / "checkpoints" / "step-000004").glob("optimizer-*"))
+    shard = next((path / "checkpoints" / "step-000004").glob("optimizer/*"))
     run = RunDirectory(path)
     trainer = Trainer(run.config(), run)
     shard.unlink()
     with pytest.raises(RunError, match="no optimiser state of"):
-        trainer.engine.load_optimizer(shard.parent)
+        trainer.engine.load_optimizer(shard.parent.parent)
 
 
 def test_command_line(tmp_path):

@@ -137,6 +137,30 @@ def test_one_seed_twice_is_refused(own, tmp_path):
         runs.load(tmp_path / "twice")
 
 
+def test_added_runs_stand_beside_the_known_ones(committed, own):
+    """A new run takes the place of the same one; settings that were not recorded before had their default."""
+    table = committed.runs[committed.runs["num_traces"] == 1].drop(columns="num_traces").reset_index(drop=True)
+    curves = committed.curves[committed.curves["run"].isin(table["run"])]
+    before = Runs(table, curves, "before", {}, committed.manifest)
+    made = runs.load(own)
+    new = Runs(made.runs.assign(set="mine"), made.curves, "new", {}, made.manifest)
+    merged = runs.merge(before, new)
+    assert len(merged.runs) == len(table) + len(new.runs)
+    ours = merged.runs.iloc[: len(table)]
+    columns = ["set", "method", "seed", "id"]
+    pd.testing.assert_frame_equal(ours[columns], table[columns])
+    assert set(ours["num_traces"]) == {1}
+    assert len(merged.curves) == len(curves) + len(new.curves)
+    again = runs.merge(merged, new)
+    pd.testing.assert_frame_equal(again.runs, merged.runs)
+    last = len(merged.runs) - 1
+    assert merged.manifest[str(last)] == new.manifest[str(len(new.runs) - 1)]
+    pd.testing.assert_series_equal(
+        merged.curves[merged.curves["run"] == last]["step"].reset_index(drop=True),
+        new.curves[new.curves["run"] == len(new.runs) - 1]["step"].reset_index(drop=True),
+    )
+
+
 def test_what_a_tier_does_not_measure(short_run, tmp_path):
     """No validation, no out-of-distribution benchmark, one run: nothing breaks, and panels say what is missing."""
     lines = [{"problem": f"{a}+{a}?", "answer": str(2 * a)} for a in range(10, 30)]

@@ -1,9 +1,11 @@
 """The configurations of the paper's runs against what the paper says, and the estimate against measured peaks."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import random_model
@@ -46,10 +48,10 @@ def test_values_of_the_paper(method, tmp_path):
     assert config.num_off_policy == (0 if method.startswith(("on_policy", "sft_rl")) else 1)
     assert config.epsilon == (None if method in ("luffy", "on_policy_no_clip", "rl_sft_loss") else 0.2)
     # The reference: 0.001 for each of 5.4 micro-batches of 64 sequences; a clip of 1.0 at 64 times our gradient.
-    assert config.entropy_coef == pytest.approx(0.001 * 5.4 / 64, rel=0.1)
+    assert config.entropy_coef == pytest.approx(0.001 * 5.4 / 64, rel=0.01)
     assert config.max_grad_norm == 1 / 64
     if method == "rl_sft_loss":
-        assert config.sft_loss_coef == pytest.approx(1.0 * 5.4 / 64, rel=0.1)
+        assert config.sft_loss_coef == pytest.approx(1.0 * 5.4 / 64, rel=0.01)
     if method == "sft_rl":
         first = stages(config, tmp_path)[0][0]
         assert first.supervised and first.steps == 1071 and first.peak_learning_rate == 5e-5
@@ -57,11 +59,15 @@ def test_values_of_the_paper(method, tmp_path):
 
 
 def test_other_runs_of_the_paper():
-    assert configuration("paper_plus").steps == 860
+    assert configuration("paper_plus").steps == 860 and configuration("paper_plus", "sft").steps == 1071
     assert configuration("paper_1.5b").model.endswith("Qwen2.5-Math-1.5B-16k-think")
     assert configuration("paper_7b_instruct").model == "Qwen/Qwen2.5-7B-Instruct"
     llama = configuration("paper_llama")
     assert llama.template == "llama" and not llama.think_format and "easy" in llama.dataset
+    for name, problems in (("paper", 45_714), ("paper_llama", 7_300), ("one_gpu", 45_714)):  # three epochs of each set
+        sft = configuration(name, "sft")
+        assert sft.steps * sft.rollout_batch_size == pytest.approx(3 * problems, rel=0.01)
+        assert sft.warmup_steps == pytest.approx(0.1 * sft.steps * 2, abs=1)
     assert configuration("four_gpus").replace(zero_stage=2, vllm_gpu_memory=0.5) == configuration("paper")
     assert configuration("one_gpu").engine == "torch"
 
@@ -155,13 +161,13 @@ from luffy.plan import Shape, plan
 
 checkpointing = sys.argv[1] == "True"
 torch.set_num_threads(2)
-shape = Shape(512, 12, 8, 4, 1536, 20000, True, 64)
-settings = Qwen2Config(hidden_size=512, num_hidden_layers=12, num_attention_heads=8, num_key_value_heads=4,
-    intermediate_size=1536, vocab_size=20000, tie_word_embeddings=True)
-config = make_config("sft", row_tokens=512, micro_batch_tokens=4096, logits_chunk_size=1024, max_prompt_length=64,
+shape = Shape(384, 6, 6, 3, 1024, 8000, True, 64)
+settings = Qwen2Config(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3,
+    intermediate_size=1024, vocab_size=8000, tie_word_embeddings=True)
+config = make_config("sft", row_tokens=512, micro_batch_tokens=1536, logits_chunk_size=512, max_prompt_length=64,
     max_completion_length=448, rollout_batch_size=8, mini_batch_size=8, gradient_checkpointing=checkpointing)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-batch = pack([TokenSequence([1] * 64, [2] * 448)] * 8, row_tokens=512, micro_batch_tokens=4096)
+batch = pack([TokenSequence([1] * 64, [2] * 448)] * 3, row_tokens=512, micro_batch_tokens=1536)
 tiny = Qwen2ForCausalLM(Qwen2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
     intermediate_size=8, vocab_size=16))
 warm = TorchEngine(tiny, config, 1)  # whatever torch needs once
@@ -181,11 +187,22 @@ print((peak() - before) / (made.phases["updat"] - made.memory["reserve"]))
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_estimate_of_an_update_against_the_measured_peak(checkpointing):
-    """A 47M-parameter model, one micro-batch of 4,096 tokens in float32, in a process of its own, whose C library gives
+    """A 13M-parameter model, one micro-batch of 1,536 tokens in float32, in a process of its own, whose C library gives
     every block back at once: the peak of the process is then that of its tensors."""
     exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
     command = [sys.executable, "-c", MEASURE, str(checkpointing)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **exact})
     assert done.returncode == 0, done.stderr[-2000:]
     ratio = float(done.stdout.split()[-1])
-    assert 0.75 < ratio < 1.1, ratio
+    assert 0.6 < ratio < 1.1, ratio
+
+
+def test_gpu_script_on_a_cpu():
+    """tests/gpu/throughput.py at its smallest size: it runs, and its numbers are numbers."""
+    pytest.importorskip("deepspeed")
+    script = Path(__file__).parent / "gpu" / "throughput.py"
+    flags = ["--size", "test", "--device", "cpu", "--updates", "1", "--rows", "1", "--engine", "deepspeed"]
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["device"] == "cpu" and result["tokens_per_s"] > 0 and result["peak_gib"] > 0

@@ -139,3 +139,13 @@ def test_spoiled_traces():
     assert all(
         f"{{{p.answer}}}" not in p.traces[0] for p in tinyworld.make_problems("chain", "train", 50, trace_errors=1.0)
     )
+
+
+def test_several_traces():
+    """More traces change neither the problems nor the first trace; they differ where the teacher errs."""
+    one, four = (tinyworld.make_problems("chain", "train", 100, num_traces=n) for n in (1, 4))
+    assert [(p.prompt, p.answer, p.traces[0]) for p in one] == [(p.prompt, p.answer, p.traces[0]) for p in four]
+    assert all(len(p.traces) == 4 and all(f"{{{p.answer}}}" in trace for trace in p.traces) for p in four)
+    assert 20 < sum(len(set(p.traces)) > 1 for p in four) < 100
+    spoiled = tinyworld.make_problems("chain", "train", 100, num_traces=4, trace_errors=1.0)
+    assert not any(f"{{{p.answer}}}" in trace for p in spoiled for trace in p.traces)

@@ -1,6 +1,8 @@
 """The training loop with real components: runs, resumes after real kills, refuses what it must."""
 
+import copy
 import json
+import math
 import os
 import random
 import shutil
@@ -15,9 +17,11 @@ from safetensors.torch import load_file
 
 from luffy import METHODS, ConfigError, RunError, make_config, resume, train
 from luffy.batching import pack
-from luffy.engine import learning_rate_factor
+from luffy.engine import learning_rate_factor, load_model
+from luffy.rewards import make_reward
 from luffy.rollouts import Completion, rollout_metrics
 from luffy.runs import NonFiniteError, RunDirectory, damage
+from luffy.sampling import SamplerError
 from luffy.trainer import Trainer
 
 
@@ -569,3 +573,80 @@ def test_packed_rows_hold_prompt_and_completion(tmp_path):
     rows = rows_of(one)[:5]
     [batch] = pack([row.sequence for row in rows], row_tokens=512, micro_batch_tokens=4096)
     assert batch.targets[batch.token_index.argsort()].tolist() == [t for row in rows for t in row.token_ids]
+
+
+# --- sampler and trainer ---------------------------------------------------------------------------------------------
+
+
+def test_stale_weights_end_the_run(tmp_path, short_run):
+    """A sampler that goes on with other weights than the policy's is found at once, before they do any harm."""
+    one = trainer(tmp_path, **short_run)
+    one.reward = make_reward(one.config)
+    stale = copy.deepcopy(one.model)
+    with torch.no_grad():
+        for parameter in stale.parameters():
+            parameter.mul_(1.3)
+    one.sampler.model = stale
+    one.sampler.load_weights = lambda weights: None
+    before = {name: weight.clone() for name, weight in one.model.state_dict().items()}
+    with pytest.raises(SamplerError, match="does not have the policy's weights"):
+        one.train_step(0)
+    assert all(torch.equal(weight, before[name]) for name, weight in one.model.state_dict().items())
+    one.reward.close()
+
+
+def test_a_copy_gets_the_weights_before_every_step(tmp_path, short_run):
+    """A sampler with a model of its own, as under ZeRO-3: the same run, and no mismatch."""
+    runs = []
+    for name in ("shared", "copied"):
+        one = trainer(tmp_path / name, **{**short_run, "final_eval_problems": 0})
+        if name == "copied":
+            one.sampler.model = copy.deepcopy(one.model)
+        one.run_dir.start(one.config, {})
+        one.train()
+        runs.append(one.run_dir)
+        assert all(row["sampler_gap/max"] < 1e-4 for row in one.run_dir.metrics()[1:])
+    assert comparable(runs[0].metrics()) == comparable(runs[1].metrics())
+
+
+def test_truncated_importance_sampling(tmp_path, short_run):
+    """On-policy advantages are weighted with min(cap, pi / pi_sampler), those of demonstrations are not."""
+    gradients = {}
+    for cap in (None, 1e9, 1.5):
+        values = dict(importance_sampling_cap=cap, recompute_old_logp=True, sampler_gap_limit=10.0, entropy_coef=0.0)
+        one = trainer(tmp_path / str(cap), num_problems=40, max_grad_norm=1e9, warmup_steps=0, **values)
+        rows = rows_of(one)
+        for row in rows:
+            row.sampler_logprobs = [logp - math.log(2.0) for logp in row.sampler_logprobs]  # pi / pi_sampler = 2
+        found = {}
+        one.engine.optimizer.step = lambda found=found, one=one: found.update(
+            {n: p.grad.clone() for n, p in one.model.named_parameters()}
+        )
+        metrics = one.update(rows, one.advantages(rows), one.old_logps(rows))
+        assert metrics["importance_weight"] == pytest.approx({None: 1.0, 1e9: 2.0, 1.5: 1.5}[cap], abs=1e-4)
+        assert metrics["sampler_gap/mean"] == pytest.approx(math.log(2.0), abs=1e-4)
+        assert metrics["sampler_gap/above"] == 1.0
+        gradients[cap] = found
+    # The gradient is linear in the weight: off + w on.
+    for name, plain in gradients[None].items():
+        torch.testing.assert_close(
+            gradients[1.5][name], (plain + gradients[1e9][name]) / 2, atol=1e-7, rtol=1e-4, msg=name
+        )
+    assert any(not torch.allclose(gradients[1e9][n], g, rtol=1e-2) for n, g in gradients[None].items())
+
+
+def test_flex_attention_keeps_packed_sequences_apart():
+    """One long row a micro-batch: the same log-probs as sdpa's (its backward needs a GPU)."""
+    from luffy.batching import TokenSequence
+    from luffy.policy import token_logprobs
+
+    sequences = [TokenSequence([7, 9, 11], [12, 13 + i, 14, 15] * (1 + i)) for i in range(5)]
+    flat = {}
+    for attention in ("sdpa", "flex_attention"):
+        model = load_model("tiny", attention=attention)
+        flat[attention] = torch.empty(sum(len(s.completion_ids) for s in sequences))
+        for batch in pack(sequences, row_tokens=256, micro_batch_tokens=1):
+            assert len(batch.input_ids) == 1
+            with torch.no_grad():
+                flat[attention][batch.token_index] = token_logprobs(model, batch)[0]
+    torch.testing.assert_close(flat["sdpa"], flat["flex_attention"], atol=1e-4, rtol=1e-4)

@@ -10,11 +10,10 @@ import time
 
 import pytest
 import torch
-from conftest import random_model
 
-from luffy import make_config, resume, train
+from luffy import make_config, resume, tinyworld, train
 from luffy.batching import TokenSequence, pack
-from luffy.engine import TINY_MODEL, load_model
+from luffy.engine import TINY_MODEL
 from luffy.policy import token_logprobs
 from luffy.runs import RunDirectory
 from luffy.sampling import SamplerError, SamplingRequest, TransformersSampler
@@ -81,8 +80,13 @@ def trained_logprobs(model, reqs, rollouts, temperature):
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def pair(request, tmp_path_factory):
     """A small random model (with tied or untied embeddings) and a sampler started from its files."""
+    from transformers import Qwen2ForCausalLM
+
     folder = tmp_path_factory.mktemp("model")
-    model = random_model("Qwen2", tied=request.param, head_dim=32)  # the smallest that vLLM does on a CPU
+    settings = tinyworld.model_config("tiny")
+    settings.tie_word_embeddings = request.param
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(settings).eval()
     model.save_pretrained(folder)
     sampler = VLLMSampler(options(folder), timeout_s=120)
     yield model, sampler
@@ -135,7 +139,7 @@ def test_ends_are_eos_or_the_window(pair):
         assert r.truncated == (r.token_ids[-1] != EOS) and (not r.truncated or len(r.token_ids) == 24)
 
 
-def test_one_weight_left_out_is_noticed(pair):
+def test_a_missed_load_is_noticed(pair):
     """An answer made with fewer loads than the trainer has sent is an error."""
     model, sampler = pair
     sampler.load_weights(weights(model))
@@ -250,18 +254,18 @@ def test_server(undisturbed, tmp_path, monkeypatch):
 
 
 def test_learning_curve_is_that_of_the_transformers_sampler(tmp_path):
-    """On-policy RL on easy problems, where reward rises within 40 steps: the two samplers agree within noise."""
+    """RL with SFT loss on short chains, where reward rises within 50 steps: the two samplers agree within noise."""
     values = dict(
-        steps=40, rollout_batch_size=16, mini_batch_size=8, difficulties=(2, 3), max_completion_length=48, eval_steps=0,
-        final_eval_problems=0, save_steps=40, learning_rate=6e-4,
+        steps=50, rollout_batch_size=8, mini_batch_size=4, difficulties=(3,), max_completion_length=40, eval_steps=0,
+        final_eval_problems=0, save_steps=50, learning_rate=6e-4, sft_loss_coef=0.3,
     )  # fmt: skip
     ends = {}
     for name in ("transformers", "vllm"):
-        run = train(make_config("on_policy", **values, sampler=name), tmp_path / name)
+        run = train(make_config("rl_sft_loss", **values, sampler=name), tmp_path / name)
         rewards = [row["reward/on"] for row in run.metrics()]
         ends[name] = sum(rewards[-15:]) / 15
-        assert ends[name] > sum(rewards[:5]) / 5 + 0.05
-    assert ends["vllm"] == pytest.approx(ends["transformers"], abs=0.08)
+        assert ends[name] > sum(rewards[:5]) / 5 + 0.2
+    assert ends["vllm"] == pytest.approx(ends["transformers"], abs=0.1)
 
 
 def test_several_ranks_each_with_its_own(undisturbed, tmp_path):
@@ -285,7 +289,3 @@ def test_evaluation(tmp_path):
         evaluation.run()
         accuracy[name] = evaluation.results()["chain"].right
     assert accuracy["vllm"] == accuracy["transformers"]
-
-
-def test_model_is_unchanged_by_its_sampler(undisturbed):
-    assert load_model(undisturbed.path / "final").num_parameters() == load_model("tiny").num_parameters()

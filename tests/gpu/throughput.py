@@ -1,7 +1,7 @@
 """Throughput and memory of the update on this machine: tokens/s, share of the GPU's peak (MFU), peak memory against the
 estimate of luffy/plan.py.
 
-    python tests/gpu/throughput.py                                     # a random-weight Qwen2.5-1.5B in bfloat16 on a GPU
+    python tests/gpu/throughput.py                                  # random-weight Qwen2.5-1.5B, bfloat16, on a GPU
     python tests/gpu/throughput.py --engine deepspeed --zero-stage 2
     python tests/gpu/throughput.py --size test --device cpu --updates 2     # the script itself, in seconds
 
