@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 5.0
 JOIN_TIMEOUT = timedelta(minutes=5)
-CHALLENGE_S = 10.0
+CHALLENGE_S = 5.0
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luffy import ConfigError, make_config, train
-from luffy.batching import TokenSequence, deal, pack
+from luffy import make_config, train
 from luffy.rewards import make_reward
 from luffy.runs import RunDirectory
 
@@ -225,29 +224,3 @@ def test_command_line(tmp_path):
     assert run.metrics()[0].items() >= {"step": 0, "eval/id": alone.metrics()[0]["eval/id"]}.items()
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode != 0 and "--nproc 2 needs engine deepspeed" in refused.stderr
-
-
-def test_torch_engine_refuses_several_ranks(monkeypatch, tmp_path):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="use engine deepspeed"):
-        train(make_config("luffy", **SMALL), tmp_path / "run")
-
-
-# --- dealing micro-batches to ranks ----------------------------------------------------------------------------------
-
-
-def test_deal_balances():
-    assert deal([5, 4, 3, 3, 3], 2) == [[0, 3], [1, 2, 4]]
-    assert deal([7], 3) == [[0], [], []]
-
-
-def test_parts_cover_every_token_once_and_are_equally_many():
-    sequences = [TokenSequence([3] * (1 + i % 5), [4] * (1 + 7 * i % 23)) for i in range(37)]
-    total = sum(len(s.completion_ids) for s in sequences)
-    for parts in (1, 2, 3, 50):
-        shares = [pack(sequences, row_tokens=32, micro_batch_tokens=64, part=p, parts=parts) for p in range(parts)]
-        assert len({len(share) for share in shares}) == 1
-        index = torch.cat([batch.token_index for share in shares for batch in share])
-        assert sorted(index.tolist()) == list(range(total))
-        sizes = [sum(len(batch.targets) for batch in share) for share in shares]
-        assert parts == 50 or max(sizes) - min(sizes) <= 32

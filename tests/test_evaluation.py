@@ -40,7 +40,8 @@ def evaluate(tiny, reward, config, **options):
     sampler = TransformersSampler(model, eos_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id)
     families = tokenize_families(load_families(config), tokenizer, config)
     defaults = dict(samples=3, temperature=0.6, max_new_tokens=16, seed=0)
-    return evaluation.evaluate(sampler, reward, tokenizer, families, **{**defaults, **options})
+    found = evaluation.evaluate(sampler, reward, tokenizer, families, **{**defaults, **options})
+    return evaluation.results(families, found)
 
 
 SMALL = dict(eval_problems=10, final_eval_problems=10)

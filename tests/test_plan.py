@@ -152,7 +152,7 @@ def test_command_line():
 
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from luffy import make_config
 from luffy.batching import TokenSequence, pack
@@ -166,12 +166,13 @@ settings = Qwen2Config(hidden_size=384, num_hidden_layers=6, num_attention_heads
     intermediate_size=1024, vocab_size=8000, tie_word_embeddings=True)
 config = make_config("sft", row_tokens=512, micro_batch_tokens=1536, logits_chunk_size=512, max_prompt_length=64,
     max_completion_length=448, rollout_batch_size=8, mini_batch_size=8, gradient_checkpointing=checkpointing)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 batch = pack([TokenSequence([1] * 64, [2] * 448)] * 3, row_tokens=512, micro_batch_tokens=1536)
 tiny = Qwen2ForCausalLM(Qwen2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
     intermediate_size=8, vocab_size=16))
 warm = TorchEngine(tiny, config, 1)  # whatever torch needs once
 warm.backward(-warm.token_logprobs(batch[0])[0].mean()); warm.step()
+open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here on
 before = peak()
 model = Qwen2ForCausalLM(settings)
 if checkpointing:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, random_model
 
-from luffy.batching import TokenSequence, fill_rows, pack
+from luffy.batching import TokenSequence, deal, fill_rows, pack
 from luffy.policy import check_model, head_logprobs, token_logprobs
 
 
@@ -127,3 +127,23 @@ def test_model_that_scales_its_logits_is_refused():
     model = GraniteForCausalLM(GraniteConfig(**sizes, vocab_size=61, logits_scaling=8.0, initializer_range=0.2)).eval()
     with pytest.raises(ValueError, match="transforms its logits"):
         check_model(model)
+
+
+# --- dealing micro-batches to ranks ----------------------------------------------------------------------------------
+
+
+def test_deal_balances():
+    assert deal([5, 4, 3, 3, 3], 2) == [[0, 3], [1, 2, 4]]
+    assert deal([7], 3) == [[0], [], []]
+
+
+def test_parts_cover_every_token_once_and_are_equally_many():
+    sequences = [TokenSequence([3] * (1 + i % 5), [4] * (1 + 7 * i % 23)) for i in range(37)]
+    total = sum(len(s.completion_ids) for s in sequences)
+    for parts in (1, 2, 3, 50):
+        shares = [pack(sequences, row_tokens=32, micro_batch_tokens=64, part=p, parts=parts) for p in range(parts)]
+        assert len({len(share) for share in shares}) == 1
+        index = torch.cat([batch.token_index for share in shares for batch in share])
+        assert sorted(index.tolist()) == list(range(total))
+        sizes = [sum(len(batch.targets) for batch in share) for share in shares]
+        assert parts == 50 or max(sizes) - min(sizes) <= 32

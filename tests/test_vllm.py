@@ -3,6 +3,7 @@ trainer's model after every update, failures, and training as with the transform
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import torch
 
 from luffy import make_config, resume, tinyworld, train
 from luffy.batching import TokenSequence, pack
-from luffy.engine import TINY_MODEL
+from luffy.engine import TINY_MODEL, load_model
 from luffy.policy import token_logprobs
 from luffy.runs import RunDirectory
 from luffy.sampling import SamplerError, SamplingRequest, TransformersSampler
@@ -229,7 +230,8 @@ def test_a_model_that_is_not_there_is_one_error(tmp_path):
 
 
 def test_server(undisturbed, tmp_path, monkeypatch):
-    """`luffy serve` in another process: the same training, twice over the same server; a wrong key is refused."""
+    """`luffy serve` in another process: the same training, twice over the same server, although in between a trainer
+    dies in the middle of a call and somebody connects without a word; a wrong key is refused."""
     monkeypatch.setenv("LUFFY_SERVE_KEY", "secret")
     command = [sys.executable, "-m", "luffy", "serve", "--model", "tiny", "--max-model-len", "112"]
     server = subprocess.Popen(
@@ -238,9 +240,15 @@ def test_server(undisturbed, tmp_path, monkeypatch):
     try:
         line = next(line for line in server.stdout if line.startswith("vLLM with"))
         address = line.split()[-1]
-        for name in ("first", "second"):
-            config = make_config("luffy", **SMALL, vllm_servers=[address])
-            assert comparable(train(config, tmp_path / name)) == comparable(undisturbed)
+        config = make_config("luffy", **SMALL, vllm_servers=[address])
+        assert comparable(train(config, tmp_path / "first")) == comparable(undisturbed)
+        dying = VLLMSampler(options(TINY_MODEL, max_model_len=112), address=address)
+        dying.load_weights(weights(load_model("tiny")))
+        next(dying.sample(requests(lengths=(9,), generations=400), max_new_tokens=90, temperature=1.0, seed=0, step=0))
+        dying.close()
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))):
+            assert comparable(train(config, tmp_path / "second")) == comparable(undisturbed)
         with pytest.raises(SamplerError, match="has max_model_len 112, not 256"):
             VLLMSampler(options(TINY_MODEL), address=address)
         monkeypatch.setenv("LUFFY_SERVE_KEY", "guess")
@@ -274,7 +282,14 @@ def test_several_ranks_each_with_its_own(undisturbed, tmp_path):
     command = [sys.executable, "-m", "luffy", "train", "--engine", "deepspeed", "--zero-stage", "3", "--nproc", "2"]
     done = subprocess.run([*command, *flags, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert comparable(RunDirectory(tmp_path / "run")) == comparable(undisturbed)
+    run = RunDirectory(tmp_path / "run")
+    assert comparable(run) == comparable(undisturbed)
+    # vLLM starts from its checkpoint, as the second stage of sft_rl and evaluations do
+    sampler = VLLMSampler(options(run.path / "final", max_model_len=112))
+    model, reqs = load_model(run.path / "final"), requests(lengths=(3, 9))
+    expected = sample(TransformersSampler(model, eos_ids=[EOS], pad_id=0), reqs, temperature=0.0)
+    assert [r.token_ids for r in sample(sampler, reqs, temperature=0.0)] == [r.token_ids for r in expected]
+    sampler.close()
 
 
 def test_evaluation(tmp_path):
@@ -289,3 +304,17 @@ def test_evaluation(tmp_path):
         evaluation.run()
         accuracy[name] = evaluation.results()["chain"].right
     assert accuracy["vllm"] == accuracy["transformers"]
+
+
+def test_flex_attention_keeps_packed_sequences_apart():
+    """One long row a micro-batch: the same log-probs as sdpa's (its backward needs a GPU). Only vLLM goes with it."""
+    sequences = [TokenSequence([7, 9, 11], [12, 13 + i, 14, 15] * (1 + i)) for i in range(5)]
+    flat = {}
+    for attention in ("sdpa", "flex_attention"):
+        model = load_model("tiny", attention=attention)
+        flat[attention] = torch.empty(sum(len(s.completion_ids) for s in sequences))
+        for batch in pack(sequences, row_tokens=256, micro_batch_tokens=1):
+            assert len(batch.input_ids) == 1
+            with torch.no_grad():
+                flat[attention][batch.token_index] = token_logprobs(model, batch)[0]
+    torch.testing.assert_close(flat["sdpa"], flat["flex_attention"], atol=1e-4, rtol=1e-4)
