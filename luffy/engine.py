@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -153,11 +152,11 @@ def adamw(model: PreTrainedModel, config: Config, *, fused: bool = False) -> tor
     )
 
 
-@contextmanager
-def precision(config: Config, device: torch.device) -> Iterator[None]:
-    """Around a forward pass over float32 weights."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        yield
+def model_logprobs(model: PreTrainedModel, batch: MicroBatch, config: Config) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of a micro-batch's tokens under a model, as `policy.token_logprobs`, in the
+    configuration's precision."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        return policy.token_logprobs(model, batch, temperature=config.temperature, chunk_size=config.logits_chunk_size)
 
 
 class Engine(Protocol):
@@ -206,10 +205,7 @@ class TorchEngine:
         # transformers recomputes activations only in training mode, in which it in turn refuses to sample with a cache
         self.model.train(self.config.gradient_checkpointing)
         try:
-            with precision(self.config, self.model.device):
-                return policy.token_logprobs(
-                    self.model, batch, temperature=self.config.temperature, chunk_size=self.config.logits_chunk_size
-                )
+            return model_logprobs(self.model, batch, self.config)
         finally:
             self.model.eval()
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLE = "example"
-HUB_NAME = "open-r1/OpenR1-Math-220k"
 SETS = {"full": 8192, "easy": 2048, "hard": 4096}  # longest trace in tokens
 
 Row = dict[str, Any]

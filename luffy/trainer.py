@@ -39,9 +39,8 @@ from .assembly import count_samplers, load_policy, make_engine, make_sampler, tr
 from .batching import MicroBatch, pack
 from .config import Config, ConfigError
 from .data import DataError, fingerprint
-from .engine import load_tokenizer, pick_device, precision, tune_cpu
+from .engine import load_tokenizer, model_logprobs, pick_device, tune_cpu
 from .objective import group_advantages, policy_loss
-from .policy import token_logprobs
 from .ranks import Ranks, join
 from .rewards import make_reward
 from .rollouts import (
@@ -177,7 +176,10 @@ class Trainer:
         config = self.config
         rows: list[Completion] = []
         try:
-            rows = self.rollouts(step) if config.supervised else self.with_sampler(lambda: self.rollouts(step))
+            if config.supervised:
+                self.rollouts(step, rows)
+            else:
+                self.with_sampler(lambda: self.rollouts(step, rows))
             rows = [row for share in self.ranks.gather(rows) for row in share]
             self.totals["prompts"] += config.rollout_batch_size
             self.totals["generated_tokens"] += sum(len(row.token_ids) for row in rows if not row.off_policy)
@@ -213,9 +215,9 @@ class Trainer:
 
     # --- the phases ----------------------------------------------------------------------------------------------
 
-    def rollouts(self, step: int) -> list[Completion]:
-        """This rank's rows of a step, with rewards."""
-        rows = []
+    def rollouts(self, step: int, rows: list[Completion]) -> None:
+        """Fills `rows` with this rank's of a step, with rewards; if it fails, they hold what there was until then."""
+        rows.clear()
         with self.timed("sample"):
             for row in self.sample(step):
                 rows.append(row)
@@ -223,7 +225,6 @@ class Trainer:
         with self.timed("verify"):
             for row, reward in zip(rows, self.reward.finish(), strict=True):
                 row.reward = reward
-        return rows
 
     def with_sampler(self, use: Callable[[], T]) -> T:
         """What `use` returns, with the current weights in the sampler. If a sampler fails it is started anew, once in a
@@ -413,12 +414,8 @@ class Trainer:
         )
 
     def reference_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        config = self.config
         assert self.reference is not None
-        with precision(config, self.reference.device):
-            return token_logprobs(
-                self.reference, batch, temperature=config.temperature, chunk_size=config.logits_chunk_size
-            )
+        return model_logprobs(self.reference, batch, self.config)
 
     @torch.no_grad()
     def logprobs(

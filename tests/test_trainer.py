@@ -499,6 +499,7 @@ def test_non_finite_numbers_stop_the_run_and_harm_nothing(tmp_path, short_run, l
         one.train()
     saved = torch.load(directory / "failed-step-000003.pt", weights_only=True)
     assert saved["phase"] == phase and isinstance(saved["rows"], list)
+    assert any(row["off_policy"] for row in saved["rows"])  # also what there was before sampling failed
     assert run.latest_checkpoint()[0] == 2 and not run.is_complete
     assert_same_run(resume(directory), luffy_run)
 
