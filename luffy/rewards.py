@@ -15,8 +15,9 @@ from typing import Protocol
 
 from .config import ConfigError
 from .data import Problem
-from .templates import THINK_START
-from .verifier import Verifier
+from .grading import strict_answer, strict_right
+from .templates import opens_think
+from .verifier import Verifier, solution
 
 RewardFunction = Callable[..., list[float]]
 
@@ -32,7 +33,7 @@ class Reward(Protocol):
 
 
 class MathReward:
-    """math-verify against the ground truth; checks run in the verifier's processes from the moment of `start`.
+    """math-verify against the ground truth, for multiple choice the strict rule's letter (grading.py); checks run in the verifier's processes from the moment of `start`.
 
     think: whether an answer counts only after a closed think block; None: if its prompt ends inside an open one.
     """
@@ -44,7 +45,13 @@ class MathReward:
         self._pending: list[Future[float]] = []
 
     def start(self, problem: Problem, prompt: str, completion: str) -> None:
-        think = prompt.endswith(THINK_START) if self.think is None else self.think
+        think = opens_think(prompt) if self.think is None else self.think
+        if problem.kind == "choice":  # a parser of mathematics has no opinion on letters
+            chosen: Future[float] = Future()
+            given = strict_answer(solution(completion, think) or "", "choice")
+            chosen.set_result(float(strict_right(problem.answer, given, "choice")))
+            self._pending.append(chosen)
+            return
         self._pending.append(self.verifier.submit(completion, problem.answer, think=think))
 
     def finish(self) -> list[float]:
@@ -56,7 +63,10 @@ class MathReward:
 
 
 class FunctionReward:
-    """A function with TRL's signature: reward(prompts, completions, **columns) -> list[float].
+    """A function with TRL's signature: reward(prompts, completions, **columns) -> list[float | None].
+
+    None says that the function does not judge a completion: it gets NaN, is counted as "unjudged", and takes no part in
+    the baseline of its group nor in the update.
 
     prompts and completions are texts; columns are lists: answer, source, and every other column that all rows have.
     """
@@ -70,7 +80,7 @@ class FunctionReward:
         self._pending.append((problem, prompt, completion))
 
     def finish(self) -> list[float]:
-        """Raises ValueError if the function does not return one finite number per completion."""
+        """Raises ConfigError if the function does not return one finite number, or None, per completion."""
         pending, self._pending = self._pending, []
         if not pending:
             return []
@@ -78,11 +88,20 @@ class FunctionReward:
         shared = set.intersection(*(set(problem.columns) for problem in problems))
         columns = {name: [problem.columns[name] for problem in problems] for name in sorted(shared)}
         columns |= {"answer": [p.answer for p in problems], "source": [p.source for p in problems]}
-        rewards = [float(r) for r in self.function(prompts=list(prompts), completions=list(completions), **columns)]
-        if len(rewards) != len(pending) or not all(map(math.isfinite, rewards)):
-            raise ValueError(
-                f"the reward function returned {len(rewards)} values for {len(pending)} completions: {rewards}"
+        values = self.function(prompts=list(prompts), completions=list(completions), **columns)
+        try:
+            rewards = [math.nan if value is None else float(value) for value in values]
+            right = len(rewards) == len(pending) and all(
+                value is None or math.isfinite(reward) for value, reward in zip(values, rewards, strict=True)
             )
+        except (TypeError, ValueError):
+            right = False
+        if not right:
+            raise ConfigError(
+                f"the reward function must return one finite number, or None, for each of {len(pending)} completions, not "
+                f"{str(values)[:200]}"
+            )
+        self.counts["unjudged"] += sum(map(math.isnan, rewards))
         return rewards
 
     def close(self) -> None:

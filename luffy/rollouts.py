@@ -5,9 +5,11 @@ Off-policy rows are never generated. Which trace a problem contributes is drawn 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 from .batching import TokenSequence
 from .data import DataError, Problem
 from .sampling import Rollout, SamplingRequest
-from .templates import THINK_START, check_template, render_prompt
+from .templates import check_template, continuation, render_prompt, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +30,7 @@ class Completion:
 
     group, index: which group of the step and which place in it, demonstrations last.
     sampler_logprobs: log-probs under the sampler, one per token; empty for a demonstration.
-    truncated: the window ended before the EOS. reward: set by the verifier.
+    truncated: the window ended before the EOS. reward: set by the verifier; NaN if a reward function has not judged it.
     """
 
     problem_index: int
@@ -43,13 +45,17 @@ class Completion:
     reward: float = 0.0
 
     @property
+    def judged(self) -> bool:
+        return not math.isnan(self.reward)
+
+    @property
     def sequence(self) -> TokenSequence:
         return TokenSequence(self.prompt_ids, self.token_ids)
 
 
 @dataclass(frozen=True)
 class TokenizedProblem:
-    """A problem as the trainer uses it: prompt tokens, and its usable traces as int32 completion tokens with EOS."""
+    """A problem as the trainer uses it: prompt tokens, and its usable traces as int32 completion tokens with their end."""
 
     problem: Problem
     prompt_text: str
@@ -57,17 +63,18 @@ class TokenizedProblem:
     traces: tuple[np.ndarray, ...]
 
 
-def tokenize_trace(trace: str, prompt_text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A trace in the student's tokens, up to an EOS it may contain, EOS appended.
+def tokenize_trace(
+    trace: str, prompt_text: str, tokenizer: PreTrainedTokenizerBase, end: int | None = None
+) -> list[int]:
+    """A trace in the student's tokens, up to an end that it may contain, with `end` behind it: the token that ends a
+    turn (templates.turn_end), the tokenizer's EOS if it is None.
 
-    A leading `<think>\\n` that the prompt already ends with is left out.
+    The opening of a think block that the prompt has opened already is left out.
     """
-    if prompt_text.endswith(THINK_START) and trace.startswith(THINK_START):
-        trace = trace[len(THINK_START) :]
-    ids = tokenizer.encode(trace, add_special_tokens=False)
-    if tokenizer.eos_token_id in ids:
-        ids = ids[: ids.index(tokenizer.eos_token_id)]
-    return [*ids, tokenizer.eos_token_id]
+    end = tokenizer.eos_token_id if end is None else end
+    ids = tokenizer.encode(continuation(trace, prompt_text), add_special_tokens=False)
+    place = next((place for place, token in enumerate(ids) if token in (end, tokenizer.eos_token_id)), len(ids))
+    return [*ids[:place], end]
 
 
 def tokenize_problems(
@@ -78,29 +85,35 @@ def tokenize_problems(
     max_prompt_length: int,
     max_completion_length: int,
     long_traces: str = "cut",
+    template_kwargs: Mapping[str, Any] | None = None,
+    day: date | None = None,
 ) -> tuple[list[TokenizedProblem], Counter[str]]:
     """Prepares problems for training and counts what did not fit.
 
     A problem whose prompt is empty or longer than max_prompt_length tokens is left out. A trace longer than
     max_completion_length is cut to it, without EOS (long_traces="cut", as the reference does), or left out ("drop").
     Counts: "problems", "long_prompts", "empty_prompts", "traces", "cut_traces", "dropped_traces",
-    "without_trace". Raises DataError if no problem is left, TemplateError if the template is not to be had.
+    "without_trace". Raises DataError if no problem is left, TemplateError if there is no such template.
+    template_kwargs, day: see `render_prompt`.
     """
     if long_traces not in ("cut", "drop"):
         raise ValueError(f"long_traces is 'cut' or 'drop', not {long_traces!r}")
     check_template(tokenizer, template)
     counts: Counter[str] = Counter()
     kept = []
+    end = turn_end(tokenizer, template)
+    longest = 0
     for problem in problems:
-        text = render_prompt(problem, tokenizer, template)
+        text = render_prompt(problem, tokenizer, template, template_kwargs=template_kwargs, day=day)
         # A chat template writes a BOS where the model has one; plain text gets it from the tokenizer.
         prompt_ids = tokenizer.encode(text, add_special_tokens=template != "chat")
+        longest = max(longest, len(prompt_ids))
         if not prompt_ids or len(prompt_ids) > max_prompt_length:
             counts["long_prompts" if prompt_ids else "empty_prompts"] += 1
             continue
         traces = []
         for trace in problem.traces:
-            ids = tokenize_trace(trace, text, tokenizer)
+            ids = tokenize_trace(trace, text, tokenizer, end)
             if len(ids) > max_completion_length:
                 if long_traces == "drop":
                     counts["dropped_traces"] += 1
@@ -113,7 +126,10 @@ def tokenize_problems(
         counts["without_trace"] += not traces
         kept.append(TokenizedProblem(problem, text, tuple(prompt_ids), tuple(traces)))
     if not kept:
-        raise DataError(f"no usable problem: {dict(counts)}")
+        raise DataError(
+            f"no usable problem: {dict(counts)}; max_prompt_length is {max_prompt_length}, and the longest prompt has "
+            f"{longest} tokens"
+        )
     return kept, counts
 
 
@@ -188,10 +204,11 @@ def from_rollout(request: SamplingRequest, group: int, rollout: Rollout) -> Comp
     )
 
 
-def completion_text(token_ids: Sequence[int], tokenizer: Any) -> str:
-    """The completion as the verifier reads it: special tokens kept, as in the reference, but for a final EOS."""
+def completion_text(token_ids: Sequence[int], tokenizer: Any, ends: Collection[int] = ()) -> str:
+    """The completion as the verifier reads it: special tokens kept, as in the reference, but for a final EOS or another
+    of the tokens that end a completion."""
     ids = list(token_ids)
-    if ids and ids[-1] == tokenizer.eos_token_id:
+    if ids and (ids[-1] == tokenizer.eos_token_id or ids[-1] in ends):
         ids.pop()
     return tokenizer.decode(ids, skip_special_tokens=False)
 
@@ -206,16 +223,16 @@ def rollout_metrics(rows: Sequence[Completion], advantages: Tensor, num_off_poli
     off = [row for row in rows if row.off_policy]
     groups: defaultdict[int, list[float]] = defaultdict(list)
     for row in on or off:
-        groups[row.group].append(row.reward)
+        groups[row.group] += [row.reward] if row.judged else []
     lengths = {name: [len(r.token_ids) for r in part] for name, part in {"mean": rows, "on": on, "off": off}.items()}
     prompts = [len(row.prompt_ids) for row in rows]
     demonstrations = Counter(row.group for row in off)
     return {
-        "reward/mean": mean([row.reward for row in rows]),
-        "reward/on": mean([row.reward for row in on]),
-        "reward/off": mean([row.reward for row in off]),
-        "groups/all_right": mean([min(rewards) > 0.5 for rewards in groups.values()]),
-        "groups/all_wrong": mean([max(rewards) <= 0.5 for rewards in groups.values()]),
+        "reward/mean": mean([row.reward for row in rows if row.judged]),
+        "reward/on": mean([row.reward for row in on if row.judged]),
+        "reward/off": mean([row.reward for row in off if row.judged]),
+        "groups/all_right": mean([min(rewards) > 0.5 for rewards in groups.values() if rewards]),
+        "groups/all_wrong": mean([max(rewards) <= 0.5 for rewards in groups.values() if rewards]),
         "groups/off_policy_share": mean([row.off_policy for row in rows]),
         "groups/without_trace": mean([demonstrations[group] < num_off_policy for group in {row.group for row in rows}]),
         "advantage/mean": mean(advantages),

@@ -1,4 +1,4 @@
-"""The run directory: what a run writes, so that it can be read while it runs, resumed after any death, and redrawn.
+"""The run directory: what a run writes, so that it can be read while it runs, resumed after whatever ended it, and redrawn.
 
     config.json         every field, resolved; enough to start the run again
     manifest.json       code and package versions, machine, seeds, data fingerprint
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,13 @@ class RunDirectory:
         path = self.path / "manifest.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         write_json(path, {**known, **facts})
+
+    def day(self) -> date:
+        """The day that the run takes for today, wherever a prompt states it: the one of its manifest, so that a run that
+        is resumed on another day gets the prompts that it started with."""
+        path = self.path / "manifest.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        return date.fromisoformat(known["day"]) if "day" in known else date.today()
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         append_line(self.path / "metrics.jsonl", row)
@@ -299,6 +307,7 @@ def make_manifest(seed: int, **facts: Any) -> dict[str, Any]:
             continue
     return {
         "luffy": _code_version(),
+        "day": date.today().isoformat(),
         "python": sys.version.split()[0],
         "packages": versions,
         "machine": {

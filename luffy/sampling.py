@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import sdpa_mask
 
+from .config import ConfigError
 from .runs import RunError
 
 if TYPE_CHECKING:
@@ -150,14 +151,17 @@ class TransformersSampler:
 
     The batch shares one prefill per distinct prompt, and rows that have finished are dropped. `max_rows` bounds how
     many completions are in the cache at once. The model is used in the weights it has at the time of the call.
-    Raises ValueError for a model with sliding-window attention, whose mask this loop does not build.
+    Raises ConfigError for a model with sliding-window attention, whose mask this loop does not build.
     """
 
     def __init__(self, model: PreTrainedModel, *, eos_ids: Sequence[int], pad_id: int, max_rows: int = 512) -> None:
         config = model.config
         layer_types = getattr(config, "layer_types", None) or ["full_attention"]
         if set(layer_types) != {"full_attention"} or getattr(config, "sliding_window", None):
-            raise ValueError(f"{type(model).__name__} has attention that is not full, which this sampler does not do")
+            raise ConfigError(
+                f"{type(model).__name__} has sliding-window or other attention that is not full, which sampler transformers "
+                "does not do"
+            )
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.pad_id = pad_id

@@ -35,11 +35,11 @@ import torch
 from torch import Tensor
 
 from . import evaluation, methods, reporting
-from .assembly import count_samplers, load_policy, make_engine, make_sampler, training_problems
+from .assembly import check_installed, count_samplers, load_policy, make_engine, make_sampler, training_problems
 from .batching import MicroBatch, pack
 from .config import Config, ConfigError
 from .data import DataError, fingerprint
-from .engine import load_tokenizer, model_logprobs, pick_device, tune_cpu
+from .engine import eos_ids, load_tokenizer, model_logprobs, pick_device, tune_cpu
 from .objective import group_advantages, policy_loss
 from .ranks import Ranks, join
 from .rewards import make_reward
@@ -55,6 +55,7 @@ from .rollouts import (
 )
 from .runs import NonFiniteError, RunDirectory, RunError, make_manifest, seconds_per_phase
 from .sampling import SamplerError
+from .templates import turn_end
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,13 @@ class Trainer:
     def __init__(self, config: Config, run: RunDirectory, ranks: Ranks | None = None) -> None:
         self.config = config
         self.run_dir = run
+        check_installed(config)
         self.ranks = ranks or join(config)
         if pick_device(config.device).type == "cpu":
             tune_cpu(config.num_threads)
         self.tokenizer = load_tokenizer(config.model)
+        self.ends = eos_ids(config.model, self.tokenizer, config.template)
+        day = self.ranks.broadcast(run.day())
         problems = training_problems(config)
         self.problems, counts = tokenize_problems(
             problems,
@@ -84,6 +88,8 @@ class Trainer:
             max_prompt_length=config.max_prompt_length,
             max_completion_length=config.max_completion_length,
             long_traces=config.long_traces,
+            template_kwargs=config.template_kwargs,
+            day=day,
         )
         if config.supervised:
             self.problems = [problem for problem in self.problems if problem.traces]
@@ -95,7 +101,7 @@ class Trainer:
             )
         log.info("training problems: %s", dict(counts))
         self.fingerprint = fingerprint(problems)
-        self.families = evaluation.tokenize_families(evaluation.load_families(config), self.tokenizer, config)
+        self.families = evaluation.tokenize_families(evaluation.load_families(config), self.tokenizer, config, day)
         self.start_step, self.totals = 0, Counter(prompts=0, generated_tokens=0, trained_tokens=0)
         found = self.ranks.broadcast(run.latest_checkpoint() if self.ranks.first else None)
         updates = config.steps * config.rollout_batch_size // config.mini_batch_size
@@ -261,7 +267,7 @@ class Trainer:
             num_generations=config.num_generations,
             num_off_policy=config.num_off_policy,
             supervised=config.supervised,
-            eos_id=self.tokenizer.eos_token_id,
+            eos_id=turn_end(self.tokenizer, config.template),
             seed=config.seed,
             step=step,
         )
@@ -281,20 +287,26 @@ class Trainer:
     def submit(self, row: Completion) -> None:
         """Starts the check of a row, which goes on while others are still being sampled."""
         problem = self.problems[row.problem_index]
-        row.text = completion_text(row.token_ids, self.tokenizer)
+        row.text = completion_text(row.token_ids, self.tokenizer, self.ends)
         self.reward.start(problem.problem, problem.prompt_text, row.text)
 
     def advantages(self, rows: Sequence[Completion]) -> Tensor:
-        """(B,) float32, one a row."""
+        """(B,) float32, one a row; 0 for a row that no one has judged, which is in no baseline either."""
         if not rows:
             return torch.zeros(0)
-        on_policy = torch.tensor([not row.off_policy for row in rows])
-        return group_advantages(
-            torch.tensor([row.reward for row in rows]),
-            torch.tensor([row.group for row in rows]),
+        judged = torch.tensor([row.judged for row in rows])
+        baseline = judged.clone()
+        if self.config.baseline == "on_policy" and not self.config.supervised:
+            baseline &= torch.tensor([not row.off_policy for row in rows])
+        groups = torch.tensor([row.group for row in rows])
+        empty = ~torch.isin(groups, groups[baseline])  # the rows of groups without a baseline
+        advantages = group_advantages(
+            torch.tensor([row.reward if row.judged else 0.0 for row in rows]),
+            groups,
             scale_rewards=self.config.scale_rewards,
-            baseline_mask=on_policy if self.config.baseline == "on_policy" and not self.config.supervised else None,
+            baseline_mask=baseline | empty,
         )
+        return torch.where(judged & ~empty, advantages, 0.0)
 
     def old_logps(self, rows: Sequence[Completion]) -> list[Tensor]:
         """Per row (tokens,): log-probs under the policy as it was when sampling. Demonstrations need none: zeros."""
@@ -443,6 +455,7 @@ class Trainer:
                 temperature=config.eval_temperature,
                 max_new_tokens=config.max_completion_length,
                 seed=config.seed,
+                ends=self.ends,
                 here=self.here,
             )
         )
@@ -495,7 +508,7 @@ class Trainer:
                 "answer": self.problems[row.problem_index].problem.answer,
                 "completion": row.text,
                 "off_policy": row.off_policy,
-                "reward": row.reward,
+                "reward": row.reward if row.judged else None,
                 "advantage": round(advantage, 6),
                 "truncated": row.truncated,
             }

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
+from .notation import boxes, final_answer
+
 log = logging.getLogger(__name__)
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -53,11 +55,11 @@ def solution(completion: str, think: bool = True) -> str | None:
 
 
 def is_dangerous(text: str) -> bool:
-    """Whether no grader should be asked about an answer: too long, or its box cheaply recognised as nested too deeply,
+    """Whether no grader should be asked about an answer: too long, or its boxes cheaply recognised as nested too deeply,
     an exponent tower, or a number too large to write down. What is not recognised here runs into the time limit."""
     if len(text) > MAX_ANSWER_CHARACTERS:
         return True
-    box = boxed(text)
+    box = final_answer(text) or ""
     depth = deepest = 0
     for character in box:
         if character in "{([":
@@ -66,21 +68,6 @@ def is_dangerous(text: str) -> bool:
         elif character in "})]":
             depth -= 1
     return deepest > MAX_NESTING or bool(_TOWER.search(box) or _HUGE.search(box))
-
-
-def boxed(text: str, closed: bool = False) -> str:
-    """The content of the last \\boxed{...}, or "" if there is none. One that never closes goes to the end of the text
-    or, if it has to be `closed`, is none."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return ""
-    start += len("\\boxed{")
-    depth = 1
-    for end in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if depth == 0:
-            return text[start:end]
-    return "" if closed else text[start:]
 
 
 class Unchecked(float):
@@ -166,7 +153,7 @@ class Verifier:
 
     `counts` says what happened so far: "checks" (asked of a worker), "cached", "prefiltered", "timeouts" (ended by
     the worker's alarm or the parent's deadline), "kills" (processes killed and replaced), "no_solution" (no closing
-    tag).
+    tag), "cut_off" (the last box never closes).
     Whatever is not shown to be right is 0. Usable from any thread; use as a context manager, or call close().
     """
 
@@ -214,8 +201,9 @@ class Verifier:
         if self._closed:
             raise RuntimeError("the verifier is closed")
         text = solution(completion, think)
-        if text is None or is_dangerous(text):
-            self._count("no_solution" if text is None else "prefiltered")
+        reason = "no_solution" if text is None else "cut_off" if not boxes(text)[1] else "prefiltered"
+        if text is None or reason == "cut_off" or is_dangerous(text):
+            self._count(reason)
             done: Future[float] = Future()
             done.set_result(0.0)
             return done

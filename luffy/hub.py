@@ -1,0 +1,92 @@
+"""Where models and data sets are found: a folder or file here, or a name on the Hugging Face hub.
+
+A path that does not exist is never asked of the hub, and a hub that cannot be reached is asked once, not retried: what
+is in the cache is then used, and what is not is one clear error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 3.0  # for the hub's first sign of life
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+
+
+class NotFoundError(ValueError):
+    """There is no such folder, and the hub does not have the name or cannot be reached."""
+
+
+def expanded(source: str | Path) -> str:
+    """The source with `~` as the home directory."""
+    return os.path.expanduser(str(source))
+
+
+def locate(source: str | Path) -> str:
+    """The source as transformers and datasets take it: an existing path, or a name to ask the hub for.
+
+    Raises NotFoundError for a path that is not there. If the hub cannot be reached, this process works offline from now on.
+    """
+    name = expanded(source)
+    if Path(name).exists():
+        return name
+    if name.startswith((".", "/")) or not _NAME.fullmatch(name):
+        raise NotFoundError(f"there is no folder {name}{_elsewhere(name)}")
+    if not _hub_answers():
+        _work_offline()
+    return name
+
+
+def missing(source: str | Path, reason: str) -> str:
+    """What to say of a hub name that could not be loaded, in one line."""
+    name = expanded(source)
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        reason = "the Hugging Face hub cannot be reached (or HF_HUB_OFFLINE is set), and its cache here does not have it"
+    return f"{reason}{_elsewhere(name)}"
+
+
+def _elsewhere(name: str) -> str:
+    """A hint at a folder of that name in another place, if there is one."""
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
+    if not last.strip("."):
+        return ""
+    here, home = Path.cwd(), Path.home()
+    places = [here / last, here.parent / last, home / last, *(base / "models" / last for base in (here, here.parent, home))]
+    places += sorted(path / last for path in here.iterdir() if path.is_dir())
+    found = next((place for place in places if place.exists()), None)
+    return f"; did you mean {found}?" if found else ""
+
+
+@cache
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    import httpx
+
+    try:
+        httpx.head(constants.ENDPOINT, timeout=PATIENCE_S)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _work_offline() -> None:
+    """Has every library of this process, and of its children, use its cache alone."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        log.info("the Hugging Face hub cannot be reached: what is not in its cache here is not there")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
