@@ -15,7 +15,8 @@ import signal
 import sys
 from typing import Any
 
-from .notation import final_answer, letter, options, tidy
+from .answers import boxes, final_answer, letter, options
+from .notation import tidy
 from .readings import equal
 
 
@@ -31,6 +32,8 @@ def is_right(gold: str, text: str) -> bool:
     given = final_answer(text)
     if given is not None:
         return equal(tidy(gold), tidy(given))
+    if not boxes(text)[1]:
+        return False
     chosen = letter(text) if options(tidy(gold)) else ""
     if chosen:
         return chosen == options(tidy(gold))

@@ -325,7 +325,9 @@ def check_choice(name: str, value: str) -> None:
 def check_package(package: str, what: str, extra: str) -> None:
     """Raises ConfigError unless the package of an extra is installed."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install with the extra {extra}")
+        raise ConfigError(
+            f"{what} needs the package {package}, which is not installed: pip install with the extra {extra}"
+        )
 
 
 def check_device(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import json
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import hub
+from .answers import final_answer
 from .grading import unreadable
-from .notation import final_answer
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,11 @@ def problem_from_row(row: dict[str, Any]) -> Problem:
     if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
         answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
-        raise RowError("no answer" if "reward_model" in row or any(name in row for name in ANSWERS) else f"no answer ({_columns(row)})")
+        raise RowError(
+            "no answer"
+            if "reward_model" in row or any(name in row for name in ANSWERS)
+            else f"no answer ({_columns(row)})"
+        )
     columns = {key: value for key, value in row.items() if key not in used}
     return Problem(prompt, answer, tuple(t for t in traces if t.strip()), source, columns)
 
@@ -194,7 +199,7 @@ def read_rows(path: str, split: str = "train", subset: str | None = None) -> Ite
 
 
 def _file_rows(path: str, suffix: str) -> Iterable[dict[str, Any]]:
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
 
     if not Path(path).is_file():
         raise DataError(f"no data file {path}")
@@ -202,7 +207,9 @@ def _file_rows(path: str, suffix: str) -> Iterable[dict[str, Any]]:
         if suffix == ".parquet":
             table = Dataset.from_parquet(path)
         elif suffix == ".csv":  # every cell as it is written: 025 stays 025
-            table = Dataset.from_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            with open(path, encoding="utf-8-sig", newline="") as handle:
+                texts = Features({name: Value("string") for name in next(csv.reader(handle), [])})
+            table = Dataset.from_csv(path, features=texts, keep_default_na=False, encoding="utf-8-sig")
         else:
             opened = gzip.open if suffix.endswith(".gz") else open
             with opened(path, "rt", encoding="utf-8-sig") as handle:

@@ -52,6 +52,12 @@ def model_path(source: str | Path) -> str:
     return str(TINY_MODEL) if source == TINY else hub.expanded(source)
 
 
+def _refuse_adapter(source: str | Path) -> None:
+    folder = Path(model_path(source))
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{source} holds an adapter (LoRA), not a model: merge it into its base model and save that")
+
+
 def _no_model(source: str | Path, error: Exception) -> ConfigError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     local = isinstance(error, hub.NotFoundError) or Path(model_path(source)).exists()
@@ -62,11 +68,9 @@ def load_settings(source: str | Path) -> PreTrainedConfig:
     """The model's configuration. Raises ConfigError if there is no such model, or none that transformers knows."""
     from transformers import AutoConfig
 
-    folder = Path(model_path(source))
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ConfigError(f"{source} holds an adapter (LoRA), not a model: merge it into its base model and save that")
+    _refuse_adapter(source)
     try:
-        return AutoConfig.from_pretrained(hub.locate(folder if folder.exists() else model_path(source)))
+        return AutoConfig.from_pretrained(hub.locate(model_path(source)))
     except (OSError, ValueError) as error:
         raise _no_model(source, error) from error
 
@@ -115,6 +119,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, as in `load_model`. Raises ConfigError if there is no such model, or it has no EOS."""
     from transformers import AutoTokenizer
 
+    _refuse_adapter(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(hub.locate(model_path(source)))
     except (OSError, ValueError) as error:

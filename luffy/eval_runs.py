@@ -488,9 +488,7 @@ def make_sampler(
     if pick_device(config.device).type == "cpu":
         tune_cpu(num_threads=1)
     model = load_model(source, device=config.device, dtype=getattr(torch, config.precision)).eval()
-    return TransformersSampler(
-        model, eos_ids=ends, pad_id=tokenizer.pad_token_id, max_rows=config.sampler_rows
-    )
+    return TransformersSampler(model, eos_ids=ends, pad_id=tokenizer.pad_token_id, max_rows=config.sampler_rows)
 
 
 def resolve_model(model: str) -> str:

@@ -12,6 +12,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from . import benchmarks
+from .answers import boxes
 from .benchmarks import LoadedBenchmark
 from .config import Config
 from .rewards import Reward
@@ -19,7 +20,6 @@ from .rollouts import TokenizedProblem, completion_text, mean, tokenize_problems
 from .runs import NonFiniteError
 from .sampling import Sampler, SamplingRequest
 from .stats import pass_at_k
-from .notation import boxes
 from .verifier import THINK_CLOSE
 
 if TYPE_CHECKING:

@@ -15,12 +15,20 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from .notation import GROUPED, exact, final_answer, letter, same, tidy, without_unit
+from .answers import final_answer, letter
+from .notation import GROUPED, exact, same, tidy, without_unit
 from .verifier import is_dangerous
 
 GRADER_PACKAGES = ("math-verify", "latex2sympy2-extended", "sympy")
-GRADER_MODULES = ("notation.py", "readings.py", "checker.py", "verifier.py", "grading.py")
-
+GRADER_MODULES = (
+    "notation.py",
+    "answers.py",
+    "expressions.py",
+    "readings.py",
+    "checker.py",
+    "verifier.py",
+    "grading.py",
+)
 
 
 def strict_answer(solution: str, kind: str = "math") -> str:

@@ -49,7 +49,9 @@ def missing(source: str | Path, reason: str) -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        reason = "the Hugging Face hub cannot be reached (or HF_HUB_OFFLINE is set), and its cache here does not have it"
+        reason = (
+            "the Hugging Face hub cannot be reached (or HF_HUB_OFFLINE is set), and its cache here does not have it"
+        )
     return f"{reason}{_elsewhere(name)}"
 
 
@@ -59,7 +61,12 @@ def _elsewhere(name: str) -> str:
     if not last.strip("."):
         return ""
     here, home = Path.cwd(), Path.home()
-    places = [here / last, here.parent / last, home / last, *(base / "models" / last for base in (here, here.parent, home))]
+    places = [
+        here / last,
+        here.parent / last,
+        home / last,
+        *(base / "models" / last for base in (here, here.parent, home)),
+    ]
     places += sorted(path / last for path in here.iterdir() if path.is_dir())
     found = next((place for place in places if place.exists()), None)
     return f"; did you mean {found}?" if found else ""

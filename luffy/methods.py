@@ -38,9 +38,7 @@ METHODS: dict[str, Method] = {
     "mixed_shaping": Method("Mixed-Policy RL + Shaping", METHOD_FIELDS["mixed_shaping"], dict(epsilon=CLIP)),
     "luffy": Method("LUFFY", METHOD_FIELDS["luffy"]),  # mixed, shaping, no clip: the defaults
     "sft": Method("SFT", SFT, SFT_VALUES),
-    "rl_sft_loss": Method(
-        "RL w/ SFT Loss", METHOD_FIELDS["rl_sft_loss"], dict(sft_loss_coef=0.03)
-    ),
+    "rl_sft_loss": Method("RL w/ SFT Loss", METHOD_FIELDS["rl_sft_loss"], dict(sft_loss_coef=0.03)),
     "sft_rl": Method("SFT+RL", ON_POLICY, dict(epsilon=CLIP), first_stage={**SFT, **SFT_VALUES}),
 }
 

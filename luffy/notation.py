@@ -1,8 +1,8 @@
 """How people write answers, brought into one notation before any grader looks at them: pure functions on text.
 
-An answer is what stands in the last closed \\boxed{...} (`final_answer`). `tidy` drops from it, and from a ground truth,
-what does not change the meaning (spacing, fonts, a final full stop) and writes the rest in one way, as LaTeX: `1.04e-3`
-as 1.04\\times10^{-3}, `½` as \\frac{1}{2}, `1\\,000` as 1000, words as \\text{words}.
+`tidy` drops from an answer, and from a ground truth, what does not change the meaning (spacing, fonts, a final full stop)
+and writes the rest in one way, as LaTeX: `1.04e-3` as 1.04\\times10^{-3}, `½` as \\frac{1}{2}, `1\\,000` as 1000, words as
+\\text{words}. `exact` is the rational number that a tidy text writes out.
 
 Text is untrusted and may be long. Nothing is evaluated here, and every scan is linear in the text's length.
 """
@@ -14,55 +14,6 @@ import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-
-# --- which part of a completion is the answer ---------------------------------------------------------------------
-
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
-_ANSWER_TAG = re.compile(r"<answer>([^<]*)</answer>")
-_AROUND = r"(?:[\s$*~]|\\[()\[\],;! ])*"
-_JOIN = re.compile(rf"{_AROUND}(?:[,;、&]?\s*(?:\b(?:and|or)\b|和|或)|[,;、&]){_AROUND}")
-
-
-def boxes(text: str) -> tuple[list[str], bool]:
-    """The contents of the last closed \\boxed{...} and of those that a comma, "and" or "or" joins to it, in their
-    order; and whether the text's last box is closed."""
-    found: list[tuple[int, int, int]] = []  # of closed boxes: where the command starts, the content starts, it ends
-    waiting: list[tuple[int, int, int]] = []  # of open ones: the first two, and the depth of braces around the box
-    depth = 0
-    for match in _BOX.finditer(text):
-        token = match[0]
-        if len(token) > 2:
-            waiting.append((match.start(), match.end(), depth))
-            depth += 1
-        elif waiting and token == "{":
-            depth += 1
-        elif waiting and token == "}":
-            depth -= 1
-            if depth == waiting[-1][2]:
-                start, inside, _ = waiting.pop()
-                while found and found[-1][0] > start:  # a box within this one
-                    found.pop()
-                found.append((start, inside, match.end()))
-    closed = not waiting or bool(found and found[-1][0] > waiting[-1][0])
-    first = len(found) - 1
-    while first > 0 and found[first][0] - found[first - 1][2] < 40:
-        if not _JOIN.fullmatch(text, found[first - 1][2], found[first][0]):
-            break
-        first -= 1
-    return [text[inside : end - 1] for _, inside, end in found[max(0, first) :]], closed
-
-
-def final_answer(text: str) -> str | None:
-    """What a solution gives as its answer: its last closed box, several if they are joined (those that say the same
-    count once), else what its last <answer> tag holds. None if it has neither, or its last box is cut off."""
-    contents, closed = boxes(text)
-    if not closed:
-        return None
-    if contents:
-        return ", ".join(dict.fromkeys(content.strip() for content in contents))
-    tags = _ANSWER_TAG.findall(text)
-    return tags[-1] if tags else None
-
 
 # --- one notation: signs ---------------------------------------------------------------------------------------------
 
@@ -138,7 +89,9 @@ _RENAMED = {
     "lparen": "(", "rparen": ")", "infin": "\\infty", "slash": "/", "#": "#", "&": "&", "lg": "\\log", "_": "_", "-": "",
     "Longrightarrow": "\\Rightarrow", "implies": "\\Rightarrow", "tan": "\\tan", "tg": "\\tan", "ctg": "\\cot", "land": "\\wedge",
 }  # fmt: skip
-_FUNCTIONS = set("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt pi infty max min gcd lcm".split())
+_FUNCTIONS = set(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt pi infty max min gcd lcm".split()
+)
 _UNITS = set(
     "cm mm km dm nm in ft yd mi kg mg lb lbs oz ml mL dl hr hrs min sec ms mph kmh km/h m/s kPa Pa Hz kHz MHz eV keV MeV kJ "
     "kW kWh mol atm rpm rad deg sq cu am pm AM PM s.t".split()
@@ -194,7 +147,12 @@ def _without_fonts(tokens: list[str]) -> list[str]:
         inside = tokens[opening + 1 : end - 1]
         plain = "".join(inside)
         before = next((t for t in reversed(out) if t != " "), " ")[-1]
-        if name in _ROMAN and (before.isdigit() or before in "}/)") and re.search(r"[A-Za-z]", plain) and plain.strip() not in ("e", "i", "d"):
+        if (
+            name in _ROMAN
+            and (before.isdigit() or before in "}/)")
+            and re.search(r"[A-Za-z]", plain)
+            and plain.strip() not in ("e", "i", "d")
+        ):
             written = re.sub(r"\\cdot|[{}]|\\", " ", plain)
             out.append(f"\\text{{{' '.join(written.split())}}}")
         elif name == "operatorname" and plain.isalpha():
@@ -269,11 +227,17 @@ def _joined(tokens: list[str]) -> str:
     out = ""
     for place, token in enumerate(tokens):
         if token == " ":
-            if re.search(r"\d,$", out[-2:]) and re.fullmatch(r"\d{3}(?:\.\d+)?", next((t for t in tokens[place:] if t != " "), "")):
+            if re.search(r"\d,$", out[-2:]) and re.fullmatch(
+                r"\d{3}(?:\.\d+)?", next((t for t in tokens[place:] if t != " "), "")
+            ):
                 out += " "  # 1, 100 are two numbers
                 continue
             after = next((t for t in tokens[place:] if t != " "), "")
-            if out[-1:].isalnum() and after[:1].isalnum() and (out[-1:].isdigit() == after[:1].isdigit() or len(after) > 1 or out[-2:].isalpha()):
+            if (
+                out[-1:].isalnum()
+                and after[:1].isalnum()
+                and (out[-1:].isdigit() == after[:1].isdigit() or len(after) > 1 or out[-2:].isalpha())
+            ):
                 out += " "
             continue
         if token[0].isalpha() and re.search(r"\\[A-Za-z]+$", out[-24:]):
@@ -289,11 +253,11 @@ _ROW_SPACE = re.compile(r"\\\\\s*\[[^\[\]]{0,20}\]")
 _DELIMITER = re.compile(r"(?<!\\)\\[()\[\]]")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\}])((?:\d+\.?\d*|\.\d+))[eE]([+-]?\d{1,6})(?!\w|\.\d)")
 _TEN = re.compile(r"(?<=\d)(?:\\times|\\cdot|\*| ?[xX] ?) ?10\^\{([^{}]*)\}")
-_BRACED_COMMA = re.compile(r"(?<=\d)\s*\{,\}\s*(?=\d{3}(?!\d))|(?<=\d)\s*(?:\\!|,\\!|\\!,|\\!,\\!)\s*,?\s*(?:\\!\s*)?(?=\d{3}(?!\d))")
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.,\w])([1-9]\d{0,2})((?: \d{3})+)(?![\d,]| \d)")
-_REPEATING = re.compile(
-    r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\\dot\{(\d)\}(\d*)\\dot\{(\d)\})(?![\d\\])"
+_BRACED_COMMA = re.compile(
+    r"(?<=\d)\s*\{,\}\s*(?=\d{3}(?!\d))|(?<=\d)\s*(?:\\!|,\\!|\\!,|\\!,\\!)\s*,?\s*(?:\\!\s*)?(?=\d{3}(?!\d))"
 )
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,\w])([1-9]\d{0,2})((?: \d{3})+)(?![\d,]| \d)")
+_REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\(?:overline|bar|dot)\{(\d+)\}|\\dot\{(\d)\}(\d*)\\dot\{(\d)\})(?![\d\\])")
 _LEADING = re.compile(r"(?<![\w.)])\.(?=\d)")
 _MIXED = re.compile(r"(?<![\w.,/^{}\\])(\d+)(?: |\+)?(?<!\+)(?: )?(\d+)/(\d+)(?![\w.,/^])")
 _PERCENT = re.compile(r"(?<=[\d}]) ?(?:\\text\{(?:percent|per cent|pct)\.?\}|percent|per cent|pct)", re.IGNORECASE)
@@ -302,7 +266,9 @@ _CHOOSE = re.compile(
     r"\{(\w+)\\choose ?(\w+)\}|(?<![A-Za-z\\])C_\{(\w+)\}\^\{(\w+)\}|(?<![A-Za-z\\])C\((\d+),(\d+)\)|_\{(\d+)\}C_\{(\d+)\}"
 )
 _ENDED = re.compile(r"(?:[\s.,;:]|\\\\)+$")
-_BASE_WORDS = dict(zip("two three four five six seven eight nine ten twelve sixteen".split(), (*range(2, 11), 12, 16), strict=True))
+_BASE_WORDS = dict(
+    zip("two three four five six seven eight nine ten twelve sixteen".split(), (*range(2, 11), 12, 16), strict=True)
+)
 _SHORT_WORD = re.compile(
     r"(?<=[\d}]) ?(?<![A-Za-z])([A-Za-z]{2,3})(?![A-Za-z(])|(?<![A-Za-z\\{])(and|or)(?![A-Za-z])|(?<![A-Za-z\\{])([A-Za-z]{4,})(?![A-Za-z])"
 )
@@ -367,7 +333,11 @@ def _mixed(match: re.Match[str]) -> str:
 def _with_words(text: str) -> str:
     """Bare words as \\text{...}: phrases, long runs of letters that are not in alphabetical order (abcd is a product),
     units behind a number. Neighbouring words are one."""
-    if re.fullmatch(r"[A-Za-z][A-Za-z ,.'-]*", text) and (" " in text or _LONG_RUN.search(text)) and not re.fullmatch(r"(?:[A-Za-z][ ,]*)+", text.replace("and", "")):
+    if (
+        re.fullmatch(r"[A-Za-z][A-Za-z ,.'-]*", text)
+        and (" " in text or _LONG_RUN.search(text))
+        and not re.fullmatch(r"(?:[A-Za-z][ ,]*)+", text.replace("and", ""))
+    ):
         words = [w for w in re.findall(r"[A-Za-z]+", text)]
         if any(len(w) > 3 and list(w) != sorted(set(w)) for w in words):
             return f"\\text{{{text}}}"
@@ -390,10 +360,12 @@ _NUMBER = re.compile(
     rf"|({_DECIMAL})(?:\\times10\^\{{(-?\d{{1,3}})\}})?|10\^\{{(-?\d{{1,3}})\}})\)?"
 )
 _PREFIX = re.compile(
-    rf"-?(?:\d*\\frac\{{-?\d+\}}\{{\d+\}}|\d[\d,]*/\d+|\d[\d,]*(?:\.\d+)?(?:\\times10\^\{{-?\d+\}})?)%?(?:\^\{{\\circ\}})?"
+    r"-?(?:\d*\\frac\{-?\d+\}\{\d+\}|\d[\d,]*/\d+|\d[\d,]*(?:\.\d+)?(?:\\times10\^\{-?\d+\})?)%?(?:\^\{\\circ\})?"
 )
 GROUPED = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+)(\.\d+)?")
-_TAIL = re.compile(r"(?: |\\cdot|\*|/|\(|\)|\\mu|\\Omega|\\text\{[^{}]*\}|[A-Za-z]+|[^\x00-\x7f]|\^\{-?\d\}|(?<=[A-Za-z])[23](?!\d))+")
+_TAIL = re.compile(
+    r"(?: |\\cdot|\*|/|\(|\)|\\mu|\\Omega|\\text\{[^{}]*\}|[A-Za-z]+|[^\x00-\x7f]|\^\{-?\d\}|(?<=[A-Za-z])[23](?!\d))+"
+)
 _TEXT_TAIL = re.compile(r"(?<=[\d})]) ?\\text\{[^{}]*\}(?:\^\{-?\d\})?$")
 _CONNECTED = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
 
@@ -428,7 +400,11 @@ def without_unit(text: str) -> tuple[str, str]:
     if number and _TAIL.fullmatch(text, number.end()):
         tail = text[number.end() :]
         bare = re.findall(r"[A-Za-z]+", re.sub(r"\\text\{[^{}]*\}|\\(?:mu|Omega|cdot)", " ", tail))
-        if re.search(r"[A-Za-z]|[^\x00-\x7f]", tail) and all(run in _UNITS or run in _UNIT_LETTERS for run in bare) and _is_unit(tail):
+        if (
+            re.search(r"[A-Za-z]|[^\x00-\x7f]", tail)
+            and all(run in _UNITS or run in _UNIT_LETTERS for run in bare)
+            and _is_unit(tail)
+        ):
             return number[0], tail.strip()
     match = _TEXT_TAIL.search(text)
     if match and match.start() > 0 and _is_unit(match[0]):
@@ -459,35 +435,3 @@ def _bare(text: str, space: str = "") -> str:
     text = re.sub(r"(?<=\d) (?=\d)", "_", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if GROUPED.fullmatch(text) else text
     return re.sub(r"\s+", space, text).strip().removeprefix("+")
-
-
-# --- multiple choice -------------------------------------------------------------------------------------------------
-
-_OPTION = re.compile(r"\(? ?([A-Za-z1-9])(?: ?[).:\]}]+(.*))?", re.DOTALL)
-_SEVERAL = re.compile(r"[,;&/]|(?:and|or)\b|\(?[A-Z]\)?$")
-_STATED = re.compile(
-    r"(?i:\banswer)(?:\s+is\b\s*:?|\s*:)(?:[\s*_$({\[]|\\\(|\\(?:text|mathrm|textbf|mathbf)\b)*([A-Z1-9])(?![\w'])"
-)
-
-
-def letter(solution: str) -> str:
-    """The option that a solution chooses: the letter that its box (or answer tag) begins with, or the one after its
-    last "answer:" or "answer is"; "" if there is none. A box with more than one option chooses none."""
-    given = final_answer(solution)
-    if given is None:
-        stated = _STATED.findall(solution) if boxes(solution)[1] else []
-        return stated[-1] if stated else ""
-    match = _OPTION.fullmatch(re.sub(r"\\text\{([^{}]*)\}", r"\1 ", tidy(given)).strip())
-    rest = (match[2] or "").strip() if match else ""
-    if not match or _SEVERAL.match(rest):
-        return ""
-    return match[1] if rest else match[1].upper()
-
-
-def options(text: str) -> str | None:
-    """The options that a tidy text names and nothing else, sorted (`A, C` and `CA` are both "AC"); None if it does not."""
-    bare = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
-    if not re.fullmatch(r"\(?[A-J]\)?(?:(?:,| |and|,and)*\(?[A-J]\)?)*", bare):
-        return None
-    found = sorted(re.findall(r"[A-J]", bare))
-    return "".join(found) if len(set(found)) == len(found) else None

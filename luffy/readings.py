@@ -1,9 +1,8 @@
-"""Whether two answers in one notation (notation.py) say the same: lists, intervals, units, equations; below them
-math-verify compares expressions.
+"""Whether two answers in one notation (notation.py) say the same: numbers with units, lists, intervals, chains of
+equalities; below them expressions.py has math-verify compare expressions.
 
-An answer is only compared as mathematics if it is read whole: what the parser would skip or misread (words, clock
-times, numbers in a base, dots, primes) makes it a text, which must be the same text. Runs in the checker's processes,
-which can be killed.
+What has no right reading (words, clock times, piecewise functions, dots) is a text, and must be the same text. Runs in
+the checker's processes, which can be killed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from .notation import GROUPED, exact, options, same, without_unit, words
+from .answers import options
+from .expressions import equivalent, expression, meanings
+from .notation import GROUPED, exact, same, without_unit, words
 
 MAX_CHARACTERS = 2000  # longer answers are compared as texts only
 MAX_PARTS = 60
@@ -22,19 +23,21 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
 _IN_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{(\d+)\}")
 _NAME = r"(?:\\?[A-Za-z]+'?(?:_\{[^{}]*\})?(?:\^\{[^{}]*\})?)"
-_LEFT = re.compile(rf"(?:m?\\angle ?)?(?:\|?{_NAME}+\|?(?:\([^()=]*\))?|\([A-Za-z](?:,[A-Za-z])*\)|\\overline\{{[A-Z]+\}}|\\text\{{[A-Za-z]+\}})")
+_LEFT = re.compile(  # of an assignment
+    rf"(?:m?\\angle ?)?(?:\|?{_NAME}+\|?(?:\([^()=]*\))?|\([A-Za-z](?:,[A-Za-z])*\)|\\overline\{{[A-Z]+\}}"
+    r"|\\text\{[A-Za-z]+\})"
+)
 _RELATION = re.compile(r"<|>|\\leq|\\geq|\\neq")
 _SEPARATOR = re.compile(r"\\text\{(?:and|or)\}")
-_BUILDER = re.compile(rf"\\\{{({_NAME})(?:\\in ?\\mathbb\{{R\}})?(?:\\mid|\||:)(.*)\\\}}")
-# What the parser of expressions would skip or misread.
-_UNREADABLE = re.compile(
-    r"\\text|:|'|\\prime|\\ldots|\\mod|\\pmod|\\mid|\\equiv|\\overline|\\langle|\d \d|\d_|\)_|#|\\to|\\perp|\\parallel|\\dot(?!\{[a-z]\})|[^\x00-\x7f]"
+_SYSTEM = re.compile(
+    r"(?:\\\{)?\\begin\{(?:cases|array|aligned)\}(?:\{[lcr]*\})?(.*)\\end\{(?:cases|array|aligned)\}", re.DOTALL
 )
-_DECIMAL = re.compile(r"\d+\.\d+")
+_BUILDER = re.compile(rf"\\\{{({_NAME})(?:\\in ?\\mathbb\{{R\}})?(?:\\mid|\||:)(.*)\\\}}")
 _UNITS = {
     alias: names.split()[0]
     for names in (
-        "cm centimeter centimetre", "mm millimeter millimetre", "m meter metre", "km kilometer kilometre", "in inch inche",
+        "cm centimeter centimetre", "mm millimeter millimetre", "m meter metre", "km kilometer kilometre",
+        "in inch inche",
         "ft foot feet", "yd yard", "mi mile", "kg kilogram", "g gram", "mg milligram", "lb pound", "oz ounce", "s sec second",
         "min minute", "h hr hour", "day", "week", "month", "year", "dollar", "cent", "l liter litre", "ml milliliter millilitre",
         "mph", "kmh km/h", "m/s", "a.m am", "p.m pm",
@@ -95,15 +98,12 @@ def _ratios(gold: str, answer: str) -> bool | None:
         return None
     if _CLOCK.match(gold) or _CLOCK.match(answer) or "\\" in re.sub(r"\\frac|\\sqrt|\\pi", "", gold + answer):
         return False
-    ours, theirs = ([exact(part) for part in text.split(":")] for text in (gold, answer))
-    if None in ours or None in theirs:
-        return False
-    if len(ours) == 2 and len(theirs) == 1:
-        theirs = [*theirs, Fraction(1)]
-    if len(theirs) == 2 and len(ours) == 1:
-        ours = [*ours, Fraction(1)]
-    pairs = list(zip(ours, theirs, strict=False))
-    return len(ours) == len(theirs) and all(a * theirs[0] == b * ours[0] for a, b in pairs) and 0 not in (ours[0], theirs[0])  # type: ignore[operator]
+    ours, theirs = ([value for value in map(exact, text.split(":")) if value] for text in (gold, answer))
+    if (len(ours), len(theirs)) != (gold.count(":") + 1, answer.count(":") + 1):
+        return False  # not all of them are numbers but 0
+    if {len(ours), len(theirs)} == {1, 2}:
+        ours, theirs = ([*values, Fraction(1)][:2] for values in (ours, theirs))
+    return len(ours) == len(theirs) and all(a * theirs[0] == b * ours[0] for a, b in zip(ours, theirs, strict=True))
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def split(text: str, separators: str = ",;") -> list[str]:
 def _enclosed(text: str) -> tuple[str, str]:
     """The inside of a text that one pair of brackets surrounds, and the pair; else the text and ""."""
     text = text.replace("\\langle", "(").replace("\\rangle", ")")
-    for opening, closing in (("\\{", "\\}"), ("(", ")"), ("[", "]"), ("(", "]"), ("[", ")"), ("]", "]"), ("]", "["), ("[", "[")):
+    for opening, closing in (("\\{", "\\}"), *map(tuple, ("()", "[]", "(]", "[)", "]]", "][", "[["))):
         if not (text.startswith(opening) and text.endswith(closing) and len(text) > len(opening + closing)):
             continue
         inside = text[len(opening) : -len(closing)]
@@ -200,7 +200,7 @@ def _enclosed(text: str) -> tuple[str, str]:
 
 def _parts(text: str) -> tuple[list[str], str]:
     """What a list, tuple, set, interval or system of equations holds, and its brackets."""
-    system = re.fullmatch(r"(?:\\\{)?\\begin\{(?:cases|array|aligned)\}(?:\{[lcr]*\})?(.*)\\end\{(?:cases|array|aligned)\}", text)
+    system = _SYSTEM.fullmatch(text)
     if system and "=" in system[1]:
         rows = [row.replace("&", "").strip().rstrip(",;") for row in system[1].split("\\\\")]
         return [row for row in rows if row], "system"
@@ -246,12 +246,13 @@ def _lists(gold: str, answer: str) -> bool:
         given = dict(_assigned(part) for part in theirs)
         if "" not in given and len(given) == len(theirs):
             return set(given) == set(names) and all(equal(value, given[name]) for name, value in map(_assigned, ours))
-        return other != "\\{\\}" and all(equal(_assigned(a)[1], _assigned(b)[1]) for a, b in zip(ours, theirs, strict=True))
+        pairs = zip(ours, theirs, strict=True)
+        return other != "\\{\\}" and all(equal(_assigned(a)[1], _assigned(b)[1]) for a, b in pairs)
     if pair in ("()", "[]", "(]", "[)"):
         if other and pair != other and not (pair == "()" and other == "system"):
             return False
         return all(equal(a, _assigned(b)[1]) for a, b in zip(ours, theirs, strict=True))
-    if not pair and other == "()" and any(re.search(r"\d,\d{3}", text) for text in (gold, answer)) and exact(gold) is not None:
+    if not pair and other == "()" and GROUPED.fullmatch(gold):
         return False  # 2,552,004 is a number
     left = [_assigned(part)[1] for part in theirs]
     for part in ours:
@@ -267,6 +268,53 @@ def _assigned(part: str) -> tuple[str, str]:
     """Name and value of x=5; "" and the part where nothing is assigned."""
     left, sign, right = part.partition("=")
     return (left.strip(), right.strip()) if sign and _LEFT.fullmatch(left.strip()) else ("", part)
+
+
+# --- single answers and equations ---------------------------------------------------------------------------------
+
+
+def _expressions(gold: str, answer: str) -> bool:
+    """Single expressions and equations, read in each way that they may be meant."""
+    for prefix in ("\\approx", "="):
+        gold, answer = gold.removeprefix(prefix), answer.removeprefix(prefix)
+    name, value = _chain(gold)
+    other, given = _chain(answer)
+    if given is None or value is None:
+        return False
+    if name and other and name != other and not (name in given or other in value):
+        name = other = ""  # y = 5 for x = 5
+    if not name and other and "=" not in gold:
+        answer = given
+    elif name and not other and "=" not in answer:
+        gold = value
+    elif (value, given) != (gold, answer) and (not name) == (not other):
+        gold, answer = value, given
+    if (gold, answer) == (value, given) and "=" not in gold + answer and (same(gold, answer) or _numbers(gold, answer)):
+        return True
+    return any(equivalent(a, b) for a in meanings(gold) for b in meanings(answer, gold))
+
+
+def _chain(text: str) -> tuple[str, str | None]:
+    """The name and the value of a chain of equalities a = b = c, ("", text) if it is none; the value is None if two of
+    its numbers differ, as in 5 = 6."""
+    sides = re.split(r"=|\\in(?![A-Za-z])|\\approx", text)
+    if len(sides) == 1:
+        return "", text
+    if not all(side.strip() for side in sides):
+        return "", text
+    sides = [side.strip() for side in sides]
+    values = [value for value in map(exact, sides) if value is not None]
+    if any(not close(value, values[-1], "." in text) for value in values):
+        return "", None
+    if _LEFT.fullmatch(sides[0]):
+        return sides[0], sides[-1]
+    bare = re.sub(r"\\[a-zA-Z]+", "", sides[0])
+    if _LEFT.fullmatch(sides[-1]) and len(sides) == 2 and not re.search(r"[a-zA-Z]", bare):
+        return sides[-1], sides[0]  # 5 = x
+    variable = re.search(r"(?<![\\a-z])[a-z](?![a-z])", sides[0])
+    if len(values) == len(sides) or (exact(sides[-1]) is not None and not variable):
+        return "=", sides[-1]
+    return "", text
 
 
 # --- ranges ----------------------------------------------------------------------------------------------------------
@@ -316,7 +364,7 @@ def _range(text: str) -> Any:
     built = _BUILDER.fullmatch(text)
     text = built[2] if built else re.sub(r"^[A-Za-z]\\in ?", "", text)
     pieces = split(text, separators=";")
-    if len(pieces) > 1 or "," in text and _RELATION.search(text) and not _enclosed(text)[1]:
+    if len(pieces) > 1 or ("," in text and _RELATION.search(text) and not _enclosed(text)[1]):
         ranges = [_range(piece) for piece in (pieces if len(pieces) > 1 else split(text))]
         return Union(*ranges) if all(isinstance(r, Set) for r in ranges) else None
     inside, pair = _enclosed(text)
@@ -325,190 +373,10 @@ def _range(text: str) -> Any:
     parsed = expression(text)
     if parsed is None or isinstance(parsed, Set):
         return parsed
-    free = getattr(parsed, "free_symbols", set())
+    free: set[Symbol] = getattr(parsed, "free_symbols", set())
     if len(free) != 1:
         return None
     try:
         return parsed.subs(next(iter(free)), Symbol("x", real=True)).as_set() if _RELATION.search(text) else None
     except (NotImplementedError, TypeError, ValueError, AttributeError):
         return None
-
-
-# --- expressions -----------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4096)
-def expression(text: str, floats: bool = False) -> Any:
-    """What math-verify's parser makes of a tidy text, or None if it cannot read it whole. Decimals are exact fractions,
-    unless `floats`."""
-    from latex2sympy2_extended.latex2sympy2 import latex2sympy
-
-    if _UNREADABLE.search(text):
-        return None
-    if not floats:
-        text = _DECIMAL.sub(_as_fraction, text)
-    try:
-        return latex2sympy(text, is_real=False if _imaginary(text) else True, convert_degrees=False, normalization_config=None)
-    except Exception:  # the parser's many ways of saying that this is not mathematics
-        return None
-
-
-def _as_fraction(match: re.Match[str]) -> str:
-    value = Fraction(match[0])
-    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}" if value.denominator > 1 else str(value.numerator)
-
-
-def _imaginary(text: str) -> bool:
-    return bool(re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", text))
-
-
-def _expressions(gold: str, answer: str) -> bool:
-    """Single expressions and equations, read in each way that they may be meant."""
-    for prefix in ("\\approx", "="):
-        gold, answer = gold.removeprefix(prefix), answer.removeprefix(prefix)
-    name, value = _chain(gold)
-    other, given = _chain(answer)
-    if given is None or value is None:
-        return False
-    if name and other and name != other and not (name in given or other in value):
-        name = other = ""  # y = 5 for x = 5
-    if not name and other and "=" not in gold:
-        answer = given
-    elif name and not other and "=" not in answer:
-        gold = value
-    elif (value, given) != (gold, answer) and (not name) == (not other):
-        gold, answer = value, given
-    if answer != given or gold != value:
-        pass
-    elif "=" not in gold + answer and (same(gold, answer) or _numbers(gold, answer)):
-        return True
-    return any(_equivalent(a, b) for a in _meanings(gold, of_gold=True) for b in _meanings(answer, of_gold=False, gold=gold))
-
-
-def _chain(text: str) -> tuple[str, str | None]:
-    """The name and the value of a chain of equalities a = b = c, ("", text) if it is none; the value is None if two of
-    its numbers differ, as in 5 = 6."""
-    sides = re.split(r"=|\\in(?![A-Za-z])|\\approx", text)
-    if len(sides) == 1:
-        return "", text
-    if not all(side.strip() for side in sides):
-        return "", text
-    sides = [side.strip() for side in sides]
-    values = [value for value in map(exact, sides) if value is not None]
-    if any(not close(value, values[-1], "." in text) for value in values):
-        return "", None
-    if _LEFT.fullmatch(sides[0]):
-        return sides[0], sides[-1]
-    if _LEFT.fullmatch(sides[-1]) and len(sides) == 2 and not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", sides[0])):
-        return sides[-1], sides[0]  # 5 = x
-    if len(values) == len(sides) or (exact(sides[-1]) is not None and not re.search(r"(?<![\\a-z])[a-z](?![a-z])", sides[0])):
-        return "=", sides[-1]
-    return "", text
-
-
-def _meanings(text: str, of_gold: bool, gold: str = "") -> list[str]:
-    """The expressions that a text may stand for: angles in degrees or as numbers, \\log to base e or 10."""
-    text, unit = without_unit(text) if "\\text" in text else (text, "")
-    if "^{\\circ}" in text:
-        radians = re.sub(r"(\d+(?:\.\d+)?)\^\{\\circ\}", r"(\1\\cdot\\frac{\\pi}{180})", text)
-        plain = text.replace("^{\\circ}", "")
-        found = [text] if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", text) else [plain]
-        found = [radians, *([] if found == [text] else found if of_gold or "\\pi" not in gold else [])]
-    else:
-        found = [text]
-    found += [re.sub(r"\\log(?![_A-Za-z])|\\log_\{e\}", r"\\ln ", each) for each in found if "\\log" in each]
-    if found[0].endswith("%"):
-        found = [each.removesuffix("%") for each in found] + [f"\\frac{{{each.removesuffix('%')}}}{{100}}" for each in found]
-    return found
-
-
-def _equivalent(gold: str, answer: str) -> bool:
-    from math_verify import verify
-
-    if same(gold, answer):
-        return True
-    ours, theirs = expression(gold), expression(answer)
-    if ours is None or theirs is None:
-        return False
-    ours, theirs = _with_units(ours, theirs)
-    if _clearly_differ(ours, theirs):
-        return False
-    if verify([ours], [theirs], timeout_seconds=None, allow_set_relation_comp=True) and not numbers_differ(ours, theirs):
-        return True
-    if _same_equation(ours, theirs):
-        return True
-    if not _DECIMAL.search(gold + answer):
-        return False
-    ours, theirs = expression(gold, floats=True), expression(answer, floats=True)
-    return verify([ours], [theirs], timeout_seconds=None) and not numbers_differ(ours, theirs)
-
-
-def _clearly_differ(ours: Any, theirs: Any) -> bool:
-    """Whether two expressions have other values at two points: quick, where math-verify would try to simplify for long."""
-    from sympy import Expr
-    from sympy.core.function import AppliedUndef
-
-    if not (isinstance(ours, Expr) and isinstance(theirs, Expr)) or ours.has(AppliedUndef) or theirs.has(AppliedUndef):
-        return False
-    symbols = sorted(ours.free_symbols | theirs.free_symbols, key=str)
-    for shift in (0.0, 0.29):
-        point = {symbol: 0.73 + shift + 0.41 * place for place, symbol in enumerate(symbols)}
-        try:
-            first, second = (complex(side.subs(point).evalf(15)) for side in (ours, theirs))
-        except (TypeError, ValueError, OverflowError, AttributeError):
-            return False
-        if not abs(first - second) > 1e-5 * max(abs(first), abs(second)):
-            return False
-    return True
-
-
-def _with_units(ours: Any, theirs: Any) -> tuple[Any, Any]:
-    """With i as the imaginary unit on both sides; symbols of one name are one, whatever the parser assumes of them."""
-    from sympy import Basic, I, Symbol
-
-    if not (isinstance(ours, Basic) and isinstance(theirs, Basic)):
-        return ours, theirs
-    names = {symbol.name for side in (ours, theirs) for symbol in side.free_symbols}
-    if "i" not in names:
-        return ours, theirs
-    real = {name: I if name == "i" else Symbol(name, real=True) for name in names}
-    first, second = (side.subs({symbol: real[symbol.name] for symbol in side.free_symbols}) for side in (ours, theirs))
-    return first, second
-
-
-def _same_equation(ours: Any, theirs: Any) -> bool:
-    """Whether one equation is a multiple of the other."""
-    from sympy import Eq, Expr, simplify
-
-    if not (isinstance(ours, Eq) and isinstance(theirs, Eq)):
-        return False
-    first, second = ours.lhs - ours.rhs, theirs.lhs - theirs.rhs
-    if not (isinstance(first, Expr) and isinstance(second, Expr)) or 0 in (first, second):
-        return False
-    ratio = simplify(first / second)
-    return bool(ratio.is_number and ratio.is_finite and ratio != 0)
-
-
-def numbers_differ(gold: Any, answer: Any) -> bool:
-    """Whether numbers that math-verify calls equal are not, alone or at the same place of a tuple, set or relation.
-
-    It rounds absolutely, to 6 decimals or by dropping a difference below 1e-15, so that all tiny numbers are one to
-    it: 1/2004! = 1/2006!. Exact numbers must not differ at all, decimal fractions below 1e-3 only by a thousandth of
-    their size.
-    """
-    from sympy import Basic, Expr, Float
-
-    if not (isinstance(gold, Basic) and isinstance(answer, Basic)) or gold == answer:
-        return False
-    if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
-        same_form = gold.func == answer.func and len(gold.args) == len(answer.args)
-        return same_form and any(numbers_differ(*pair) for pair in zip(gold.args, answer.args, strict=True))
-    if not (gold.is_number and answer.is_number):
-        return False
-    gold, answer = gold.doit(), answer.doit()
-    difference = (gold - answer).evalf(30)
-    if not (gold.has(Float) or answer.has(Float)):
-        # a precision of 1 is how evalf says that it cannot tell the value from zero
-        return bool(difference.is_Float and difference._prec != 1 and difference != 0)
-    size = max(abs(gold.evalf(30)), abs(answer.evalf(30)))
-    return bool(size < 1e-3 and abs(difference) > size / 1000)

@@ -143,7 +143,11 @@ def render_prompt(
 
 
 def _chat(
-    tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None, day: date | None, **more: Any
+    tokenizer: Any,
+    messages: Sequence[Message],
+    template_kwargs: Mapping[str, Any] | None,
+    day: date | None,
+    **more: Any,
 ) -> str:
     values = dict(template_kwargs or {})
     if day is not None:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 
-from .notation import boxes, final_answer
+from .answers import boxes, final_answer
 
 log = logging.getLogger(__name__)
 

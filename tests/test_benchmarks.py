@@ -10,6 +10,7 @@ from luffy import benchmarks
 from luffy.benchmarks import BENCHMARKS, choice_problem, load
 from luffy.data import DataError
 from luffy.grading import strict_answer, strict_right
+from luffy.rewards import MathReward
 from luffy.verifier import Verifier
 
 real_files = pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real benchmark files are not here")
@@ -210,3 +211,24 @@ def test_every_real_ground_truth_verifies_against_itself():
             strict = [strict_right(g, strict_answer(t, kind), kind) for g, t in zip(golds, texts, strict=True)]
             wrong = [g for g, a, b in zip(golds, scores, strict, strict=True) if not (a and b)]
             assert wrong == [], entry.name
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_repetitions_do_not_depend_on_the_order_of_rows(tmp_path, order):
+    rows = [{"problem": "q1", "answer": "1"}] * 3 + [{"problem": "q2", "answer": "2"}]
+    (loaded,) = load([write(tmp_path / "a.jsonl", rows[::order])])
+    assert loaded.benchmark.samples == 3 and len(loaded.problems) == 2
+
+
+def test_a_benchmark_of_letters_is_graded_by_its_letters(tmp_path):
+    """By the reward that training and evaluation use."""
+    rows = [{"question": "Which?", "choices": ["a", "b", "c"], "answer": 1}]
+    (loaded,) = load([write(tmp_path / "a.jsonl", rows)])
+    (problem,) = loaded.problems
+    assert problem.kind == "choice"
+    with Verifier(workers=1) as verifier:
+        reward = MathReward(verifier, think=False)
+        for text in ("\\boxed{X. b}", "The answer is X.", "**Answer: X**", "\\boxed{\\text{(X) } 2}", "\\boxed{X"):
+            reward.start(problem, "", text.replace("X", problem.answer))
+        assert reward.finish() == [1.0, 1.0, 1.0, 1.0, 0.0]
+    assert not verifier.counts["checks"]

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from luffy import METHODS, Config, ConfigError, make_config, shaping
+from luffy.assembly import check_installed
 from luffy.cli import parse_train
 from luffy.config import FIELD_TYPES, from_dict, read_file
 from luffy.methods import stages
@@ -72,7 +73,8 @@ def test_shaping_takes_its_parameter():
         ({"off_ratio_min": 0.5, "off_ratio_max": 0.1}, "exceeds off_ratio_max"),
         ({"num_off_policy": 8}, "leaves no rollout"),
         ({"precision": "bfloat16"}, "needs recompute_old_logp"),
-        ({"supervised": True}, "supervised training needs"),
+        ({"supervised": True}, "contradicts method luffy"),
+        ({"template_kwargs": "thinking"}, "template_kwargs must be a mapping"),
         ({"reward": "mine"}, "module:function"),
         ({"difficulties": 3}, "must be a list"),
         ({"difficulties": [1]}, "2 or more"),
@@ -167,7 +169,41 @@ def test_flags_over_file_over_method(tmp_path):
 def test_bad_flags(capsys):
     with pytest.raises(SystemExit):
         parse_train(["--gama", "0.5", "--run-dir", "x"])
-    with pytest.raises(ConfigError, match="contradicts method on_policy"):
+    with pytest.raises(SystemExit):
         parse_train(["--method", "on_policy", "--num-off-policy", "2", "--num-traces", "2", "--run-dir", "x"])
+    assert "contradicts method on_policy" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(ConfigError, match="--run-dir"):
         parse_train(["--gamma", "0.5"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"method": "sft"}, "contradicts method sft, which is supervised=True"),
+        ({"method": "luffy", "off_policy_loss": False}, "contradicts method luffy"),
+        ({"method": "nonsense"}, "no method 'nonsense'"),
+        ({"method": "sft", "supervised": True, "off_policy_loss": False}, "supervised training needs"),
+    ],
+)
+def test_a_configuration_cannot_be_labelled_as_another_method(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(**values)
+    with pytest.raises(ConfigError, match=message):
+        Config().replace(**values)
+
+
+def test_variables_of_the_template_come_as_mapping_or_json(tmp_path):
+    flags = ["--run-dir", "x", "--template-kwargs", '{"enable_thinking": false}']
+    assert parse_train(flags)[0].template_kwargs == {"enable_thinking": False}
+    (tmp_path / "c.yaml").write_text("\ufefftemplate_kwargs: {enable_thinking: false}\n", encoding="utf-8")
+    config = parse_train(["--run-dir", "x", "--config", str(tmp_path / "c.yaml")])[0]
+    assert config.template_kwargs == {"enable_thinking": False}
+    assert from_dict(config.to_dict()) == config
+
+
+def test_a_package_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="sampler vllm needs the package vllm"):
+        check_installed(make_config("luffy", sampler="vllm"))
+    with pytest.raises(ConfigError, match="engine deepspeed needs the package deepspeed"):
+        check_installed(make_config("luffy", engine="deepspeed"))

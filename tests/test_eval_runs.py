@@ -1,5 +1,6 @@
 """Evaluations on disk: kill and resume, re-grading, additions, bad input; real model, sampler and graders."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 
 import pytest
 from conftest import SHARED_DATA
@@ -252,7 +254,7 @@ def test_bad_input_is_one_error_before_anything_is_written(world, tmp_path):
     fails(ConfigError, "device is auto, cpu", device="gpu")
     (tmp_path / "empty").mkdir()
     fails(ConfigError, "no model", models=(str(tmp_path / "empty"),))
-    fails(DataError, "chain: no usable problem.*long_prompts.*at most 2 tokens", max_prompt_length=2)
+    fails(DataError, "chain: no usable problem.*long_prompts.*max_prompt_length is 2", max_prompt_length=2)
     bare = tmp_path / "bare"
     shutil.copytree(TINY_MODEL, bare)
     (bare / "chat_template.jinja").unlink(missing_ok=True)
@@ -314,3 +316,42 @@ def test_fifty_real_problems_end_to_end(tmp_path):
     measured = tables.summary(evaluations, loaded)
     assert set(measured["benchmark"]) >= {"aime24", "aime25", "amc", "math500", "minerva", "olympiad", "arc_c", "id"}
     assert measured["accuracy"].max() < 50  # it has never seen such a problem
+
+
+def test_the_next_day_asks_the_same_questions(tmp_path, monkeypatch):
+    """A template that writes the date gets the day on which the evaluation was begun."""
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_MODEL, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{{ strftime_now('%d') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    loaded = benchmarks.load("chain", limit=4)
+
+    class Day(date):
+        number = 11
+
+        @classmethod
+        def today(cls):
+            return cls(2026, 1, cls.number)
+
+    monkeypatch.setattr("luffy.runs.date", Day)
+    config, prompts = EvaluationConfig(model=str(folder), samples=1, max_completion_length=8), []
+    for Day.number in (11, 12):
+        evaluation = Evaluation(config, loaded, tmp_path / "out")
+        evaluation.run()
+        prompts.append([task.problem.prompt_text for task in evaluation.tasks])
+    assert prompts[0] == prompts[1] and prompts[0][0].startswith("11")
+    assert len((evaluation.path / "completions.jsonl").read_text().splitlines()) == 4
+    other = Evaluation(dataclasses.replace(config, seed=1), loaded, tmp_path / "out")
+    assert other.tasks[0].problem.prompt_text.startswith("12")
+
+
+def test_completions_are_read_once_before_asking(tmp_path, monkeypatch):
+    config = EvaluationConfig(samples=1, max_completion_length=8)
+    evaluation = Evaluation(config, benchmarks.load("chain", limit=6), tmp_path)
+    evaluation.run()
+    reads = []
+    inner = Evaluation.completions
+    monkeypatch.setattr(Evaluation, "completions", lambda self: reads.append(1) or inner(self))
+    evaluation.run()
+    assert len(reads) <= 3  # for what is missing, and twice for grading

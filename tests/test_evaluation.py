@@ -1,7 +1,7 @@
 import pytest
 
 from luffy import evaluation
-from luffy.config import Config
+from luffy.config import Config, ConfigError
 from luffy.evaluation import Answer, Result, averages, columns, count, load_families, tokenize_families
 from luffy.rewards import FunctionReward, MathReward
 from luffy.sampling import TransformersSampler
@@ -67,8 +67,9 @@ def test_function_reward_sees_prompts_completions_and_columns(tiny):
     assert len(calls) == 1 and all(len(column) == 40 for column in calls[0])
     assert calls[0][0][0].endswith("?")
     assert sum(sum(r.right) for r in results.values()) > 0
-    with pytest.raises(ValueError, match="returned 0 values"):
-        evaluate(tiny, FunctionReward(lambda **_: []), Config(**SMALL), samples=1)
+    for returned in ([], [1.0], ["x"] * 40, [float("nan")] * 40, None):
+        with pytest.raises(ConfigError, match="one finite number, or None, for each of 40 completions"):
+            evaluate(tiny, FunctionReward(lambda returned=returned, **_: returned), Config(**SMALL), samples=1)
 
 
 def test_the_prompt_says_whether_an_answer_must_close_its_think_block():

@@ -21,7 +21,10 @@ from luffy.grading import grader_version, normalised, strict_answer, strict_righ
         ("50", "\\boxed{50\\%}", True),
         ("5", "\\boxed{x = 5}", True),
         ("5", "\\boxed{5.}", True),
-        ("12", "\\boxed{12\\text{ cm}}", False),  # a unit is more than the strict rule can tell
+        ("12", "\\boxed{12\\text{ cm}}", True),
+        ("1.04e-3", "\\boxed{1.04 \\times 10^{-3}}", True),
+        ("1.04e-3", "\\boxed{0.00104\\text{ m}}", True),
+        ("1.04e-3", "\\boxed{1.04 \\times 10^{3}}", False),
         ("\\text{Evelyn}", "\\boxed{Evelyn}", True),
         ("5", "the answer is 5", False),  # no box
         ("5", "\\boxed{4} no, \\boxed{5}", True),

@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from conftest import random_model
 
 from luffy import load_problems, openr1
 from luffy.config import ConfigError
-from luffy.data import DataError
+from luffy.data import DataError, problem_from_row
 from luffy.engine import TINY_MODEL, load_model, load_tokenizer
 from luffy.rollouts import tokenize_problems
-from luffy.templates import PAPER_SYSTEM_PROMPT, paper
+from luffy.templates import PAPER_SYSTEM_PROMPT, paper, render_prompt
 
 
 def row(problem, generations, answer="7", **columns):
@@ -46,7 +47,7 @@ def tokenizer():
 
 
 def test_filters_and_counts(tokenizer):
-    train, complement, counts = openr1.prepare(ROWS, tokenizer, max_trace_tokens=40)
+    train, complement, counts = openr1.prepare(ROWS, tokenizer, max_trace_tokens=40, drop_repeated=True)
     assert [r["prompt"][1]["content"] for r in train] == ["right", "first wrong, then too long, then right twice"]
     assert [r["target"] for r in train] == [[{"role": "assistant", "content": RIGHT[0]}]] * 2
     assert [r["prompt"][1]["content"] for r in complement] == [
@@ -55,6 +56,7 @@ def test_filters_and_counts(tokenizer):
     assert counts == {
         "rows": 9,
         "rejected: no problem or no answer": 1,
+        "repeated problems": 1,
         "rejected: problem is there already": 1,
         "generations": 9,
         "generations: right and complete": 5,
@@ -63,6 +65,18 @@ def test_filters_and_counts(tokenizer):
         "training set": 2,
         "complement": 5,
     }
+
+
+def test_repeated_problems_answers_and_flags_as_people_have_them(tokenizer):
+    yes = ("<think>\n1-1=0</think>\\boxed{0}", "True", True)
+    no = ("<think>\n1-1=1</think>\\boxed{1}", "False", "true")
+    rows = [row("right", [RIGHT]), row("right", [SECOND]), row("zero", [no, yes], answer=0)]
+    rows += [row("is it so?", [RIGHT], answer=answer) for answer in ("proof", "\\text{Proof}", "notfound", "not found")]
+    train, _, counts = openr1.prepare(rows, tokenizer, max_trace_tokens=40, num_traces=2)
+    assert [r["reward_model"]["ground_truth"] for r in train] == ["7", "7", "0"]
+    assert [r["target"][0]["content"] for r in train] == [RIGHT[0], SECOND[0], yes[0]]
+    assert len(train[2]["target"]) == 1  # "False" is no
+    assert counts["repeated problems"] == 1 and counts["rejected: the answer is none that can be checked"] == 4
 
 
 def test_the_length_counts_tokens_of_the_student(tokenizer):
@@ -81,7 +95,7 @@ def test_files_train_as_they_are(tmp_path, tokenizer):
     """train.parquet is the reference's schema, which load_problems reads; sft.jsonl leaves out the opening think."""
     source = tmp_path / "rows.jsonl"
     source.write_text("\n".join(json.dumps(r) for r in ROWS))
-    counts = openr1.write(str(source), tmp_path / "out", tokenizer, max_trace_tokens=40)
+    counts = openr1.write(str(source), tmp_path / "out", tokenizer, max_trace_tokens=40, drop_repeated=True)
     assert json.loads((tmp_path / "out" / "counts.json").read_text()) == counts
     problems, _ = load_problems(str(tmp_path / "out" / "train.parquet"))
     assert [p.traces for p in problems] == [(RIGHT[0],)] * 2 and problems[0].answer == "7"
@@ -121,6 +135,22 @@ def test_extended_context(tmp_path):
     messages = [{"role": "system", "content": "left out"}, {"role": "user", "content": question}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == paper(question)
+
+
+def test_the_template_of_an_extended_model_writes_its_bos(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    random_model("Llama").save_pretrained(tmp_path / "base")
+    fast.save_pretrained(tmp_path / "base")
+    tokenizer = load_tokenizer(openr1.extend_context(tmp_path / "base", tmp_path / "long"))
+    text = render_prompt(problem_from_row({"problem": "1+1?", "answer": "2"}), tokenizer)
+    assert text == f"<s>{paper('1+1?')}"
+    assert tokenizer.encode(text, add_special_tokens=False).count(0) == 1
 
 
 def test_other_rotary_embeddings_are_refused(tmp_path):

@@ -3,6 +3,7 @@ import torch
 from conftest import ARCHITECTURES, random_model
 
 from luffy.batching import TokenSequence, pack
+from luffy.config import ConfigError
 from luffy.policy import token_logprobs
 from luffy.sampling import SamplingRequest, TransformersSampler, _pick
 
@@ -94,7 +95,7 @@ def test_sliding_window_is_refused(architecture):
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
     )
     config = getattr(transformers, f"{architecture}Config")(**sizes, vocab_size=20, sliding_window=4, **window)
-    with pytest.raises(ValueError, match="not full"):
+    with pytest.raises(ConfigError, match="sliding-window"):
         TransformersSampler(getattr(transformers, f"{architecture}ForCausalLM")(config), eos_ids=[1], pad_id=0)
 
 

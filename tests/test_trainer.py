@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from luffy import METHODS, ConfigError, RunError, make_config, resume, train
 from luffy.batching import pack
+from luffy.data import DataError
 from luffy.engine import learning_rate_factor
 from luffy.rewards import make_reward
 from luffy.rollouts import Completion, rollout_metrics
@@ -523,6 +524,52 @@ def test_impossible_sizes_are_refused_before_training(tmp_path, short_run):
 def test_unknown_reward_function(tmp_path, short_run):
     with pytest.raises(ConfigError, match="no reward function"):
         train(make_config("luffy", **short_run, reward="nowhere:reward"), tmp_path / "run")
+
+
+def test_rows_that_a_reward_does_not_judge_take_no_part(tmp_path, short_run, monkeypatch):
+    """None for every second completion: no advantage, out of the baseline and of the mean reward, but counted."""
+    (tmp_path / "half.py").write_text(
+        "def reward(prompts, completions, answer, **columns):\n"
+        "    return [float(a in c) if len(c) % 2 else None for a, c in zip(answer, completions)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = train(make_config("luffy", **{**short_run, "final_eval_problems": 0}, reward="half:reward"), tmp_path / "run")
+    samples = json.loads((run.path / "samples" / "step-000002.json").read_text())
+    unjudged = [row for row in samples if len(row["completion"]) % 2 == 0]
+    assert unjudged and all(row["reward"] is None and row["advantage"] == 0 for row in unjudged)
+    for group in range(2):
+        judged = [row for row in samples[group * 4 : group * 4 + 4] if row["reward"] is not None]
+        assert sum(row["advantage"] for row in judged) == pytest.approx(0, abs=1e-4)
+    row = run.metrics()[-1]
+    assert all(math.isfinite(value) for value in row.values()) and row["machine/verifier_unjudged"] > 0
+
+
+def test_rows_without_traces_are_refused_or_warned_of(tmp_path, short_run, caplog):
+    """A method that learns from traces does not train on-policy unseen."""
+    rows = [{"problem": f"8{i}+1?", "answer": f"{i}", "generations": ["x"]} for i in range(8)]
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    values = {**short_run, "num_problems": 0, "dataset": str(path)}
+    for method in ("luffy", "sft", "rl_sft_loss"):
+        with pytest.raises(DataError, match="luffy data openr1"):
+            trainer(tmp_path / method, method=method, **values)
+    trainer(tmp_path / "on_policy", method="on_policy", **values).sampler.close()
+    few = [row | ({"traces": ["<think>1</think>2"]} if i < 3 else {}) for i, row in enumerate(rows)]
+    path.write_text("\n".join(map(json.dumps, few)))
+    trainer(tmp_path / "few", **values)
+    assert "only 3 of 8 problems have a trace" in caplog.text
+
+
+def test_prompts_that_are_all_too_long_name_the_bound(tmp_path, short_run):
+    with pytest.raises(DataError, match=r"max_prompt_length is 3, and the longest prompt has \d+ tokens"):
+        trainer(tmp_path / "run", **short_run, max_prompt_length=3)
+
+
+def test_an_adapter_is_no_model(tmp_path, short_run):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="merge it into its base model"):
+        trainer(tmp_path / "run", **short_run, model=str(tmp_path / "adapter"))
 
 
 def test_own_reward_and_own_data(tmp_path, short_run, monkeypatch):
