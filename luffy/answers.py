@@ -80,7 +80,7 @@ def letter(solution: str) -> str:
 
 
 def options(text: str) -> str | None:
-    """The options that a tidy text names and nothing else, sorted (`A, C` and `CA` are both "AC"); None if it does not."""
+    """The options that a tidy text names, sorted (`A, C` and `CA` are both "AC"); None if it says anything else."""
     bare = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
     if not re.fullmatch(r"\(?[A-J]\)?(?:(?:,| |and|,and)*\(?[A-J]\)?)*", bare):
         return None

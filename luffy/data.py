@@ -152,7 +152,8 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
     """Loads problems from a file or from a data set on the Hugging Face hub, see `read_rows`.
 
     Returns the problems and a count of rows by what became of them ("kept", or the reason of the rejection), and of
-    ground truths that are "unmatchable". Each rejected row is logged with its index. Raises DataError if nothing is kept or the file is not there.
+    ground truths that are "unmatchable". Each rejected row is logged with its index. Raises DataError if nothing is
+    kept or the file is not there.
     """
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
@@ -172,8 +173,8 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
 
 
 def read_rows(path: str, split: str = "train", subset: str | None = None) -> Iterable[dict[str, Any]]:
-    """The rows of a file (.parquet, .csv, .json, .jsonl, the last two also with .gz), or of a data set (and subset) on the
-    Hugging Face hub.
+    """The rows of a file (.parquet, .csv, .json, .jsonl, the last two also with .gz), or of a data set (and subset) on
+    the Hugging Face hub.
 
     Raises DataError if it cannot be read.
     """

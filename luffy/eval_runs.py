@@ -464,8 +464,8 @@ def grader_name(config: EvaluationConfig) -> str:
 def make_sampler(
     source: str, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig, window: int, ends: Sequence[int]
 ) -> Sampler:
-    """Loads the model behind a sampler. window: longest prompt and completion together, in tokens; ends: the tokens that
-    end a completion."""
+    """Loads the model behind a sampler. window: longest prompt and completion together, in tokens; ends: the tokens
+    that end a completion."""
     import torch
 
     from .engine import load_model, model_path, pick_device, tune_cpu

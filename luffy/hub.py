@@ -31,7 +31,8 @@ def expanded(source: str | Path) -> str:
 def locate(source: str | Path) -> str:
     """The source as transformers and datasets take it: an existing path, or a name to ask the hub for.
 
-    Raises NotFoundError for a path that is not there. If the hub cannot be reached, this process works offline from now on.
+    Raises NotFoundError for a path that is not there. If the hub cannot be reached, this process works offline from
+    now on.
     """
     name = expanded(source)
     if Path(name).exists():

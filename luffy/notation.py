@@ -1,8 +1,8 @@
 """How people write answers, brought into one notation before any grader looks at them: pure functions on text.
 
-`tidy` drops from an answer, and from a ground truth, what does not change the meaning (spacing, fonts, a final full stop)
-and writes the rest in one way, as LaTeX: `1.04e-3` as 1.04\\times10^{-3}, `½` as \\frac{1}{2}, `1\\,000` as 1000, words as
-\\text{words}. `exact` is the rational number that a tidy text writes out.
+`tidy` drops from an answer, and from a ground truth, what does not change the meaning (spacing, fonts, a final full
+stop) and writes the rest in one way, as LaTeX: `1.04e-3` as 1.04\\times10^{-3}, `½` as \\frac{1}{2}, `1\\,000` as 1000,
+words as \\text{words}. `exact` is the rational number that a tidy text writes out.
 
 Text is untrusted and may be long. Nothing is evaluated here, and every scan is linear in the text's length.
 """
@@ -21,7 +21,8 @@ _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉₊₋"
 _PLAIN = str.maketrans(_RAISED + _LOWERED, "0123456789+-()ni" + "0123456789+-")
 _GREEK = dict(zip("αβγδεζηθικλμνξπρστυφχψω", (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi omega"
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
+    "omega"
 ).split(), strict=True)) | dict(zip("ΓΔΘΛΞΠΣΦΨΩϕϵ", (
     "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega phi epsilon"
 ).split(), strict=True))  # fmt: skip
@@ -34,8 +35,9 @@ _SIGNS = str.maketrans({
     **dict.fromkeys("⟨〈", "\\langle "), **dict.fromkeys("⟩〉", "\\rangle "),
     "∞": "\\infty ", "≠": "\\neq ", "≈": "\\approx ", "≡": "\\equiv ", "±": "\\pm ", "∪": "\\cup ", "∩": "\\cap ",
     "∈": "\\in ", "∅": "\\emptyset ", "∠": "\\angle ", "…": "\\ldots ", "⋯": "\\ldots ", "′": "'", "’": "'",
-    "。": ".", "、": ",", "∣": "|", "∶": ":", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}", "ℚ": "\\mathbb{Q}",
-    "ℂ": "\\mathbb{C}", "→": "\\to ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ",
+    "。": ".", "、": ",", "∣": "|", "∶": ":", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "ℕ": "\\mathbb{N}",
+    "ℚ": "\\mathbb{Q}", "ℂ": "\\mathbb{C}", "→": "\\to ", "⌊": "\\lfloor ", "⌋": "\\rfloor ",
+    "⌈": "\\lceil ", "⌉": "\\rceil ",
     "ℏ": "\\hbar ", "∂": "\\partial ", "∫": "\\int ", "∑": "\\sum ", "∗": "*",
 })  # fmt: skip
 _ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[A-Za-z]|)")
@@ -70,31 +72,32 @@ def _in_ascii(match: re.Match[str]) -> str:
 
 # Commands that say nothing, or only how wide a space is; other names of one command; plain signs with a name.
 _NOTHING = set(
-    "displaystyle textstyle scriptstyle limits nolimits left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr "
-    "Biggl Biggr bf rm it sf tt cal hline bold pounds euro !".split()
+    "displaystyle textstyle scriptstyle limits nolimits left right middle big Big bigg Bigg bigl bigr Bigl Bigr "
+    "biggl biggr Biggl Biggr bf rm it sf tt cal hline bold pounds euro !".split()
 )
 _SPACING = {*", ; : > quad qquad thinspace medspace thickspace enspace space nobreakspace".split(), " ", "\n"}
 _FONTS = set(
-    "text textbf textit textrm textnormal textsf texttt textup mathrm mathbf mathit mathsf mathtt mathnormal boldsymbol bm pmb "
-    "mbox hbox boxed fbox framebox emph underline ensuremath operatorname vec".split()
+    "text textbf textit textrm textnormal textsf texttt textup mathrm mathbf mathit mathsf mathtt mathnormal "
+    "boldsymbol bm pmb mbox hbox boxed fbox framebox emph underline ensuremath operatorname vec".split()
 )
 _ROMAN = ("text", "textrm", "textnormal", "mathrm", "mbox", "hbox")
 _BOXES = ("boxed", "fbox", "framebox")
 _RENAMED = {
     "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "dbinom": "\\binom", "tbinom": "\\binom", "le": "\\leq",
-    "ge": "\\geq", "leqslant": "\\leq", "geqslant": "\\geq", "leqq": "\\leq", "geqq": "\\geq", "ne": "\\neq", "div": "/",
-    "varnothing": "\\emptyset", "degree": "\\circ", "cdotp": "\\cdot", "ast": "*", "dots": "\\ldots", "cdots": "\\ldots",
-    "dotsc": "\\ldots", "lbrace": "\\{", "rbrace": "\\}", "lvert": "|", "rvert": "|", "vert": "|", "lbrack": "[",
+    "ge": "\\geq", "leqslant": "\\leq", "geqslant": "\\geq", "leqq": "\\leq", "geqq": "\\geq", "ne": "\\neq",
+    "div": "/", "varnothing": "\\emptyset", "degree": "\\circ", "cdotp": "\\cdot", "ast": "*", "dots": "\\ldots",
+    "cdots": "\\ldots", "dotsc": "\\ldots", "lbrace": "\\{", "rbrace": "\\}", "lvert": "|", "rvert": "|", "vert": "|",
+    "lbrack": "[",
     "rbrack": "]", "colon": ":", "lt": "<", "gt": ">", "bmod": "\\mod", "imath": "i", "rightarrow": "\\to", "%": "%",
-    "lparen": "(", "rparen": ")", "infin": "\\infty", "slash": "/", "#": "#", "&": "&", "lg": "\\log", "_": "_", "-": "",
-    "Longrightarrow": "\\Rightarrow", "implies": "\\Rightarrow", "tan": "\\tan", "tg": "\\tan", "ctg": "\\cot", "land": "\\wedge",
+    "lparen": "(", "rparen": ")", "infin": "\\infty", "slash": "/", "#": "#", "&": "&", "lg": "\\log", "_": "_",
+    "-": "", "tg": "\\tan", "ctg": "\\cot",
 }  # fmt: skip
 _FUNCTIONS = set(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp sqrt pi infty max min gcd lcm".split()
 )
 _UNITS = set(
-    "cm mm km dm nm in ft yd mi kg mg lb lbs oz ml mL dl hr hrs min sec ms mph kmh km/h m/s kPa Pa Hz kHz MHz eV keV MeV kJ "
-    "kW kWh mol atm rpm rad deg sq cu am pm AM PM s.t".split()
+    "cm mm km dm nm in ft yd mi kg mg lb lbs oz ml mL dl hr hrs min sec ms mph kmh km/h m/s kPa Pa Hz kHz MHz eV keV "
+    "MeV kJ kW kWh mol atm rpm rad deg sq cu am pm AM PM s.t".split()
 )
 _UNIT_LETTERS = set("msghJNWVAKCFTLHyd")
 _TOKEN = re.compile(r"\\([A-Za-z]+)\*?|\\(.)|(\d+(?:\.\d+)?|\.\d+)|([A-Za-z]+)|(\s+)|(.)", re.DOTALL)
@@ -263,17 +266,19 @@ _MIXED = re.compile(r"(?<![\w.,/^{}\\])(\d+)(?: |\+)?(?<!\+)(?: )?(\d+)/(\d+)(?!
 _PERCENT = re.compile(r"(?<=[\d}]) ?(?:\\text\{(?:percent|per cent|pct)\.?\}|percent|per cent|pct)", re.IGNORECASE)
 _DEGREES = re.compile(r"(?<=[\d}]) ?(?:\\text\{degrees?\.?\}|degrees?)(?![A-Za-z])", re.IGNORECASE)
 _CHOOSE = re.compile(
-    r"\{(\w+)\\choose ?(\w+)\}|(?<![A-Za-z\\])C_\{(\w+)\}\^\{(\w+)\}|(?<![A-Za-z\\])C\((\d+),(\d+)\)|_\{(\d+)\}C_\{(\d+)\}"
+    r"\{(\w+)\\choose ?(\w+)\}|(?<![A-Za-z\\])C_\{(\w+)\}\^\{(\w+)\}|(?<![A-Za-z\\])C\((\d+),(\d+)\)"
+    r"|_\{(\d+)\}C_\{(\d+)\}"
 )
 _ENDED = re.compile(r"(?:[\s.,;:]|\\\\)+$")
 _BASE_WORDS = dict(
     zip("two three four five six seven eight nine ten twelve sixteen".split(), (*range(2, 11), 12, 16), strict=True)
 )
 _SHORT_WORD = re.compile(
-    r"(?<=[\d}]) ?(?<![A-Za-z])([A-Za-z]{2,3})(?![A-Za-z(])|(?<![A-Za-z\\{])(and|or)(?![A-Za-z])|(?<![A-Za-z\\{])([A-Za-z]{4,})(?![A-Za-z])"
+    r"(?<=[\d}]) ?(?<![A-Za-z])([A-Za-z]{2,3})(?![A-Za-z(])|(?<![A-Za-z\\{])(and|or)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\{])([A-Za-z]{4,})(?![A-Za-z])"
 )
 _NEIGHBOURS = re.compile(r"(\\text\{[^{}]*)\} ?\\text\{")
-_LONG_RUN = re.compile(r"[A-Za-z]{4}")
+_PHRASE = re.compile(r"[A-Za-z][A-Za-z ,.'-]*")
 
 
 @lru_cache(maxsize=16384)
@@ -333,22 +338,20 @@ def _mixed(match: re.Match[str]) -> str:
 def _with_words(text: str) -> str:
     """Bare words as \\text{...}: phrases, long runs of letters that are not in alphabetical order (abcd is a product),
     units behind a number. Neighbouring words are one."""
-    if (
-        re.fullmatch(r"[A-Za-z][A-Za-z ,.'-]*", text)
-        and (" " in text or _LONG_RUN.search(text))
-        and not re.fullmatch(r"(?:[A-Za-z][ ,]*)+", text.replace("and", ""))
-    ):
-        words = [w for w in re.findall(r"[A-Za-z]+", text)]
-        if any(len(w) > 3 and list(w) != sorted(set(w)) for w in words):
-            return f"\\text{{{text}}}"
+    if _PHRASE.fullmatch(text) and any(_is_word(run) for run in re.findall(r"[A-Za-z]{4,}", text)):
+        return f"\\text{{{text}}}"
     pieces = re.split(r"(\\text\{[^{}]*\})", text)
     text = "".join(piece if place % 2 else _SHORT_WORD.sub(_word, piece) for place, piece in enumerate(pieces))
     return _NEIGHBOURS.sub(r"\1 ", text)
 
 
+def _is_word(run: str) -> bool:
+    return list(run) != sorted(set(run))
+
+
 def _word(match: re.Match[str]) -> str:
     unit, connective, run = match.groups()
-    is_word = unit in _UNITS if unit else bool(connective) or list(run) != sorted(set(run))
+    is_word = unit in _UNITS if unit else bool(connective) or _is_word(run)
     return f"\\text{{{match[0].strip()}}}" if is_word else match[0]
 
 
@@ -371,7 +374,7 @@ _CONNECTED = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
 
 
 def exact(text: str) -> Fraction | None:
-    """The rational number that a tidy text writes out as an integer, decimal, fraction, mixed number or power of ten."""
+    """The rational number that a tidy text writes out: integer, decimal, fraction, mixed number or power of ten."""
     grouped = GROUPED.fullmatch(text)
     if grouped:
         text = grouped[1] + grouped[2].replace(",", "") + (grouped[3] or "")
@@ -423,7 +426,7 @@ def words(text: str) -> str | None:
 
 
 def same(gold: str, answer: str) -> bool:
-    """Whether two tidy texts say the same to a reader who knows no mathematics: signs, whatever the spaces and fonts."""
+    """Whether two tidy texts say the same to a reader who knows no mathematics, whatever the spaces and fonts."""
     if _bare(gold) == _bare(answer) != "":
         return True
     said = words(gold)

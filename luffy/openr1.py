@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLE = "example"
-NO_ANSWERS = {"proof", "notfound", "none", "null", "nan", "na", "notavailable", "noanswer"}
+NO_ANSWERS = {"proof", "notfound", "null", "nan", "n/a", "notavailable", "noanswer", "notprovided"}
 # What the reference's builder counts on the hub's full set: rows read, and rows of its training set (App. C.1).
 PUBLISHED = {"rows": 93_733, "training set": 45_714}
 SETS = {"full": 8192, "easy": 2048, "hard": 4096}  # longest trace in tokens
@@ -81,16 +81,17 @@ def prepare(
             question, answer = (
                 "" if row.get(name) is None else str(row[name]).strip() for name in ("problem", "answer")
             )
-            counts["repeated problems"] += question in seen
             if not question or not answer:
                 counts["rejected: no problem or no answer"] += 1
-            elif re.sub(r"\\text|[^a-z]", "", answer.lower()) in NO_ANSWERS:
+            elif re.sub(r"\\text|[${}\s.]", "", answer.lower()) in NO_ANSWERS:
                 counts["rejected: the answer is none that can be checked"] += 1
-            elif drop_repeated and question in seen:
-                counts["rejected: problem is there already"] += 1
             else:
-                fresh.append((question, answer, row))
-            seen.add(question)
+                counts["repeated problems"] += question in seen
+                if drop_repeated and question in seen:
+                    counts["rejected: problem is there already"] += 1
+                else:
+                    fresh.append((question, answer, row))
+                seen.add(question)
         candidates = [right_generations(row) for _, _, row in fresh]
         flat = [text for texts in candidates for text in texts]
         lengths = iter([len(ids) for ids in tokenizer(flat, add_special_tokens=False)["input_ids"]] if flat else [])
@@ -204,8 +205,8 @@ def example_rows(count: int = 200, seed: int = 0) -> list[Row]:
 
 
 def think_chat_template(bos: str = "") -> str:
-    """The paper's prompt (App. C.2) as a chat template: its own system text, the last message as the problem, behind the
-    BOS of models that have one."""
+    """The paper's prompt (App. C.2) as a chat template: its own system text, the last message as the problem. bos: what
+    it begins with, for models that want it."""
     before = f"{bos}{PAPER_SYSTEM_PROMPT}\nUser: This is the problem:\n"
     after = f"\nAssistant: {THINK_START}"
     return f"{{{{ {json.dumps(before)} + messages[-1]['content'] + {json.dumps(after)} }}}}"

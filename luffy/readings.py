@@ -37,10 +37,9 @@ _UNITS = {
     alias: names.split()[0]
     for names in (
         "cm centimeter centimetre", "mm millimeter millimetre", "m meter metre", "km kilometer kilometre",
-        "in inch inche",
-        "ft foot feet", "yd yard", "mi mile", "kg kilogram", "g gram", "mg milligram", "lb pound", "oz ounce", "s sec second",
-        "min minute", "h hr hour", "day", "week", "month", "year", "dollar", "cent", "l liter litre", "ml milliliter millilitre",
-        "mph", "kmh km/h", "m/s", "a.m am", "p.m pm",
+        "in inch inche", "ft foot feet", "yd yard", "mi mile", "kg kilogram", "g gram", "mg milligram", "lb pound",
+        "oz ounce", "s sec second", "min minute", "h hr hour", "day", "week", "month", "year", "dollar", "cent",
+        "l liter litre", "ml milliliter millilitre", "mph", "kmh km/h", "m/s", "a.m am", "p.m pm",
     )
     for alias in names.split()
 }  # fmt: skip
@@ -70,7 +69,7 @@ def equal(gold: str, answer: str) -> bool:
 
 
 def _options(answer: str) -> str | None:
-    """The options of an answer: letters alone, or one letter with the option's text behind a sign: (B) 12, B: the cat."""
+    """The options of an answer: letters alone, or one with the option's text behind a sign: (B) 12, B: the cat."""
     found = options(answer.upper() if len(answer) == 1 else answer)
     if found is not None:
         return found
@@ -358,7 +357,7 @@ def _same_set(ours: Any, theirs: Any) -> bool:
 
 @lru_cache(maxsize=2048)
 def _range(text: str) -> Any:
-    """The set of real numbers that a text names: by intervals, inequalities in one variable joined by "or", {x | ...}."""
+    """The set of real numbers that a text names: intervals, inequalities in one variable joined by "or", {x | ...}."""
     from sympy import Set, Symbol, Union
 
     built = _BUILDER.fullmatch(text)

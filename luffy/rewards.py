@@ -33,7 +33,8 @@ class Reward(Protocol):
 
 
 class MathReward:
-    """math-verify against the ground truth, for multiple choice the strict rule's letter (grading.py); checks run in the verifier's processes from the moment of `start`.
+    """math-verify against the ground truth, for multiple choice the strict rule's letter (grading.py); checks run in
+    the verifier's processes from the moment of `start`.
 
     think: whether an answer counts only after a closed think block; None: if its prompt ends inside an open one.
     """
@@ -98,8 +99,8 @@ class FunctionReward:
             right = False
         if not right:
             raise ConfigError(
-                f"the reward function must return one finite number, or None, for each of {len(pending)} completions, not "
-                f"{str(values)[:200]}"
+                f"the reward function must return one finite number, or None, for each of {len(pending)} completions, "
+                f"not {str(values)[:200]}"
             )
         self.counts["unjudged"] += sum(map(math.isnan, rewards))
         return rewards

@@ -55,7 +55,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class TokenizedProblem:
-    """A problem as the trainer uses it: prompt tokens, and its usable traces as int32 completion tokens with their end."""
+    """A problem as the trainer uses it: prompt tokens, and its usable traces as int32 completion tokens with an end."""
 
     problem: Problem
     prompt_text: str

@@ -1,4 +1,4 @@
-"""The run directory: what a run writes, so that it can be read while it runs, resumed after whatever ended it, and redrawn.
+"""The run directory: what a run writes, so that it can be read while it runs, resumed however it ended, and redrawn.
 
     config.json         every field, resolved; enough to start the run again
     manifest.json       code and package versions, machine, seeds, data fingerprint
@@ -151,8 +151,8 @@ class RunDirectory:
         write_json(path, {**known, **facts})
 
     def day(self) -> date:
-        """The day that the run takes for today, wherever a prompt states it: the one of its manifest, so that a run that
-        is resumed on another day gets the prompts that it started with."""
+        """The day that the run takes for today, wherever a prompt states it: the one of its manifest, so that a run
+        that is resumed on another day gets the prompts that it started with."""
         path = self.path / "manifest.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         return date.fromisoformat(known["day"]) if "day" in known else date.today()

@@ -159,8 +159,8 @@ class TransformersSampler:
         layer_types = getattr(config, "layer_types", None) or ["full_attention"]
         if set(layer_types) != {"full_attention"} or getattr(config, "sliding_window", None):
             raise ConfigError(
-                f"{type(model).__name__} has sliding-window or other attention that is not full, which sampler transformers "
-                "does not do"
+                f"{type(model).__name__} has sliding-window or other attention that is not full, which sampler "
+                "transformers does not do"
             )
         self.model = model
         self.eos_ids = frozenset(eos_ids)

@@ -55,8 +55,9 @@ def solution(completion: str, think: bool = True) -> str | None:
 
 
 def is_dangerous(text: str) -> bool:
-    """Whether no grader should be asked about an answer: too long, or its boxes cheaply recognised as nested too deeply,
-    an exponent tower, or a number too large to write down. What is not recognised here runs into the time limit."""
+    """Whether no grader should be asked about an answer: too long, or its boxes cheaply recognised as nested too
+    deeply, an exponent tower, or a number too large to write down. What is not recognised here runs into the time
+    limit."""
     if len(text) > MAX_ANSWER_CHARACTERS:
         return True
     box = final_answer(text) or ""

@@ -196,7 +196,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch, caplog):
 def test_a_folder_of_that_name_elsewhere_is_suggested(tmp_path, monkeypatch):
     (tmp_path / "models" / "qwen").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="no model './qwen': there is no folder ./qwen; did you mean .*models/qwen"):
+    with pytest.raises(ConfigError, match=r"no model './qwen': there is no folder \./qwen; did you mean .*models/qwen"):
         load_tokenizer("./qwen")
 
 

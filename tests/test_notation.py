@@ -13,8 +13,9 @@ from luffy.notation import exact, tidy
 
 # gold, answers that say the same, answers that do not
 ANSWERS = [
-    ("1.04e-3", ["1.04 \\times 10^{-3}", "1.04 \\cdot 10^{-3}", "0.00104", "1.04E-3", "1.04 × 10⁻³", "1.04e-3 \\text{ m}",
-        "1.04 \\times 10^{-3}\\,\\mathrm{erg\\,s^{-1}}", "1.04 x 10^-3", "1.04e-3."], ["1.04e-4", "1.05e-3", "1.04", "-3"]),
+    ("1.04e-3", ["1.04 \\times 10^{-3}", "1.04 \\cdot 10^{-3}", "0.00104", "1.04E-3", "1.04 × 10⁻³"],
+        ["1.04e-4", "1.05e-3", "1.04", "-3"]),
+    ("1.04e-3", ["1.04 \\times 10^{-3}\\,\\mathrm{erg\\,s^{-1}}", "1.04 x 10^-3", "1.04e-3.", "1.04e-3 \\text{ m}"], ["1.04 \\times 10^{3}"]),
     ("1e+16", ["10^{16}", "10000000000000000", "1 \\times 10^{16}"], ["10^{15}", "16"]),
     ("243", ["2.43 \\times 10^2", "243.0", "\\frac{486}{2}"], ["2.43", "24.3", "244"]),
     ("29", ["0.29 \\times 100", "29.0"], ["0.29", "28.9999"]),
@@ -27,9 +28,11 @@ ANSWERS = [
     ("f(x)=\\begin{cases} x, & x\\ge 0\\\\ -x, & x<0\\end{cases}", [], ["0", "|x|+1", "x"]),
     ("n \\equiv 3 \\pmod 7", ["n\\equiv 3\\pmod{7}", "n \\equiv 3 \\mod 7"], ["3", "n \\equiv 4 \\pmod 7"]),
     ("\\langle 1,2,3\\rangle", ["(1,2,3)"], ["1.2", "6", "\\langle 3,2,1 \\rangle"]),
-    ("2\\mathbf{i}+3\\mathbf{j}", ["3\\mathbf{j}+2\\mathbf{i}", "2\\vec{i}+3\\vec{j}"], ["3", "2\\mathbf{j}+3\\mathbf{i}"]),
+    ("2\\mathbf{i}+3\\mathbf{j}", ["3\\mathbf{j}+2\\mathbf{i}", "2\\vec{i}+3\\vec{j}"],
+        ["3", "2\\mathbf{j}+3\\mathbf{i}"]),
     ("9 \\text{ chickens and } 10 \\text{ rabbits}", ["9 chickens and 10 rabbits"], ["9 \\text{ chickens}", "9", "19"]),
-    ("5 \\text{ feet } 3 \\text{ inches}", ["5\\text{ feet }3\\text{ inches}"], ["5\\text{ feet }4\\text{ inches}", "5", "15"]),
+    ("5 \\text{ feet } 3 \\text{ inches}", ["5\\text{ feet }3\\text{ inches}"],
+        ["5\\text{ feet }4\\text{ inches}", "5", "15"]),
     ("1, 2, \\ldots, n", ["1,2,\\dots,n"], ["1,2,n", "n"]),
     ("3:45", ["3 : 45"], ["6:90", "3:46", "\\frac{1}{15}"]),
     ("3:2", ["6:4", "3/2"], ["2:3", "3"]),
@@ -56,7 +59,8 @@ ANSWERS = [
     ("A, C", ["AC", "C, A", "\\text{A and C}"], ["A", "A, B", "ACD"]),
     ("B", ["(B) 12", "\\text{B) 12}", "B: the cat", "b", "B."], ["A or B", "A, B", "C", "Because"]),
     ("\\text{No solution for } a=3", [], ["3", "a=3"]),
-    ("5", ["x=5", "|AB|=5", "\\angle A=5", "5 \\text{ ways}", "\\text{Area}=5"], ["5=6", "5x", "5 \\text{ or } 6", "1 5"]),
+    ("5", ["x=5", "|AB|=5", "\\angle A=5", "5 \\text{ ways}", "\\text{Area}=5"],
+        ["5=6", "5x", "5 \\text{ or } 6", "1 5"]),
 ]  # fmt: skip
 
 
@@ -141,6 +145,8 @@ def test_text_of_any_kind_is_tidied():
     assert tidy("٣") == "3"
 
 
+UPRIGHT_I = r"(?<![A-Za-z\\])i(?![A-Za-z])"
+DIGITS = str.maketrans("0123456789(),", "０１２３４５６７８９（），")
 REWRITINGS = {  # harmless ways of writing a ground truth, each with what it can be done to
     "a full stop": (".*", lambda g: f"{g}."),
     "a comma": (".*", lambda g: f"{g},"),
@@ -151,13 +157,14 @@ REWRITINGS = {  # harmless ways of writing a ground truth, each with what it can
     "thousands by a comma in braces": ("\\d{4,}", lambda g: f"{int(g):,}".replace(",", "{,}")),
     "thousands by a comma": ("\\d{4,}", lambda g: f"{int(g):,}"),
     "upright e": (r".*(?<![A-Za-z\\])e\^.*", lambda g: re.sub(r"(?<![A-Za-z\\])e(?=\^)", r"\\mathrm{e}", g)),
-    "upright i": (r"[^wt]*(?<![A-Za-z\\])i(?![A-Za-z])[^w]*", lambda g: re.sub(r"(?<![A-Za-z\\])i(?![A-Za-z])", r"\\mathrm{i}", g)),
+    "upright i": (rf"[^wt]*{UPRIGHT_I}[^w]*", lambda g: re.sub(UPRIGHT_I, r"\\mathrm{i}", g)),
     "a degree sign": (r".*\^\{?\\circ.*", lambda g: re.sub(r"\^\{?\\circ\}?", "°", g)),
     "\\degree": (r".*\^\{?\\circ.*", lambda g: re.sub(r"\^\{?\\circ\}?", r"\\degree", g)),
     "display fractions": (r".*\\frac.*", lambda g: g.replace("\\frac", "\\dfrac")),
-    "fractions without braces": (r".*\\frac\{\d\}\{\d\}.*", lambda g: re.sub(r"\\frac\{(\d)\}\{(\d)\}", r"\\frac\1\2", g)),
+    "fractions without braces": (r".*\\frac\{\d\}\{\d\}.*",
+        lambda g: re.sub(r"\\frac\{(\d)\}\{(\d)\}", r"\\frac\1\2", g)),
     "the minus of unicode": (r"(?!.*e-\d).*-.*", lambda g: g.replace("-", "−")),
-    "full-width signs": (r"[^\\$]*", lambda g: g.translate(str.maketrans("0123456789(),", "０１２３４５６７８９（），"))),
+    "full-width signs": (r"[^\\$]*", lambda g: g.translate(DIGITS)),
     "the root of unicode": (r".*\\sqrt\{\d+\}.*", lambda g: re.sub(r"\\sqrt\{(\d+)\}", r"√\1", g)),
     "infinity": (r".*\\infty.*", lambda g: g.replace("\\infty", "∞")),
     "bold": (r"-?\d+", lambda g: f"\\mathbf{{{g}}}"),

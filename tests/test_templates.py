@@ -77,7 +77,9 @@ def templated(tiny, template):
 
 
 TURNS = "{% for m in messages %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
-DATED = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}?"
+DATED = (
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}?"
+)
 NO_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
 )
