@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import methods
-from .config import Config, ConfigError
+from . import hub, methods
+from .config import TINY, Config, ConfigError
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -122,6 +122,7 @@ def _read_config(path: str | None, method: str | None) -> Config:
 
 def _train(arguments: list[str]) -> None:
     config, run_dir, nproc = parse_train(arguments)
+    _check_models([config.model])
     from .runs import RunDirectory, make_manifest
 
     if nproc > 1:
@@ -130,6 +131,16 @@ def _train(arguments: list[str]) -> None:
     from .trainer import train
 
     train(config, run_dir)
+
+
+def _check_models(models: list[str]) -> None:
+    """Raises ConfigError for a model that is nowhere, before what takes seconds to import and before a run is begun."""
+    for model in models:
+        try:
+            if model != TINY:
+                hub.check_model(model)
+        except hub.NotFoundError as error:
+            raise ConfigError(f"no model {model!r}: {error}") from error
 
 
 def _launch(run_dir: Path, nproc: int) -> NoReturn:
@@ -150,6 +161,7 @@ def _evaluate(arguments: list[str]) -> None:
     before.add_argument("--option-seed", "--option_seed", type=int, default=0)
     before.add_argument("--template-kwargs", "--template_kwargs", default={})
     known, rest = before.parse_known_args(arguments)
+    _check_models(known.models)
 
     import tyro
 

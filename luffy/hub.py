@@ -44,6 +44,17 @@ def locate(source: str | Path) -> str:
     return name
 
 
+def check_model(source: str | Path) -> None:
+    """Raises NotFoundError for a model that cannot be loaded because it is nowhere: not a path here, and not in the
+    cache of a hub that cannot be reached. Quick, so that it can be asked before anything else is imported."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    name = locate(source)
+    offline = constants.HF_HUB_OFFLINE and not Path(name).exists()
+    if offline and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise NotFoundError(missing(name, ""))
+
+
 def missing(source: str | Path, reason: str) -> str:
     """What to say of a hub name that could not be loaded, in one line."""
     name = expanded(source)
