@@ -160,6 +160,10 @@ def _without_fonts(tokens: list[str]) -> list[str]:
             out.append(f"\\text{{{' '.join(written.split())}}}")
         elif name == "operatorname" and plain.isalpha():
             out.append(_RENAMED.get(plain, f"\\{plain}"))
+        elif re.match(r"-?\d", plain) and not re.search(r"[\\^_={}]", plain):  # \text{15 cm}
+            number = re.match(r"-?[\d.,/ ]+", plain)[0]  # type: ignore[index]
+            rest = " ".join(plain[len(number) :].split())
+            out += [*_tokens(number.strip()), *([f" \\text{{{rest}}}"] if rest else [])]
         elif name in (*_BOXES, "ensuremath", "vec") or not _WORDS.search(plain) or re.search(r"[\\^_=]", plain):
             out += _without_fonts(inside)
         else:
@@ -278,6 +282,7 @@ _SHORT_WORD = re.compile(
     r"|(?<![A-Za-z\\{])([A-Za-z]{4,})(?![A-Za-z])"
 )
 _NEIGHBOURS = re.compile(r"(\\text\{[^{}]*)\} ?\\text\{")
+_NOON = re.compile(r"\\text\{([ap])\.? ?m\.?\}", re.IGNORECASE)
 _PHRASE = re.compile(r"[A-Za-z][A-Za-z ,.'-]*")
 
 
@@ -301,7 +306,7 @@ def tidy(text: str) -> str:
     text = _DEGREES.sub(r"^{\\circ}", _PERCENT.sub("%", text))
     text = re.sub(r"(?<!\{)\\circ(?!\w)|\^\{\{\\circ\}\}", r"^{\\circ}", text)
     text = re.sub(r"(?<=[A-Za-z})])'", r"^{\\prime}", text)
-    text = re.sub(r"\(?\\p?mod ?\{?(\w+)\}?\)?", r"\\mod{\1}", text)
+    text = re.sub(r"\(?(?:\\p?mod|\\text\{mod\}) ?\{?(\w+)\}?\)?", r"\\mod{\1}", text)
     text = _TEN.sub(_power_of_ten, text)
     text = _SPACED_THOUSANDS.sub(lambda m: m[1] + m[2].replace(" ", ""), text)
     text = _LEADING.sub("0.", _REPEATING.sub(_repeating, text))
@@ -309,7 +314,7 @@ def tidy(text: str) -> str:
     text = _MIXED.sub(_mixed, text)
     text = _CHOOSE.sub(lambda m: "\\binom{{{}}}{{{}}}".format(*[g for g in m.groups() if g]), text)
     text = re.sub(r"_\{\\text\{(\w+)\}\}", lambda m: f"_{{{_BASE_WORDS.get(m[1].lower(), m[1])}}}", text)
-    return _with_words(text)
+    return _NOON.sub(lambda match: f"\\text{{{match[1].lower()}m}}", _with_words(text))
 
 
 def _power_of_ten(match: re.Match[str]) -> str:

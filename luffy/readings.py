@@ -27,6 +27,7 @@ _LEFT = re.compile(  # of an assignment
     rf"(?:m?\\angle ?)?(?:\|?{_NAME}+\|?(?:\([^()=]*\))?|\([A-Za-z](?:,[A-Za-z])*\)|\\overline\{{[A-Z]+\}}"
     r"|\\text\{[A-Za-z]+\})"
 )
+_FUNCTION = re.compile(r"[A-Za-z]\(([A-Za-z])\)")
 _RELATION = re.compile(r"<|>|\\leq|\\geq|\\neq")
 _SEPARATOR = re.compile(r"\\text\{(?:and|or)\}")
 _SYSTEM = re.compile(
@@ -199,6 +200,7 @@ def _enclosed(text: str) -> tuple[str, str]:
 
 def _parts(text: str) -> tuple[list[str], str]:
     """What a list, tuple, set, interval or system of equations holds, and its brackets."""
+    text = re.sub(r"^[A-Za-z]\\in ?(?=\\\{)", "", text)
     system = _SYSTEM.fullmatch(text)
     if system and "=" in system[1]:
         rows = [row.replace("&", "").strip().rstrip(",;") for row in system[1].split("\\\\")]
@@ -280,6 +282,10 @@ def _expressions(gold: str, answer: str) -> bool:
     other, given = _chain(answer)
     if given is None or value is None:
         return False
+    ours, theirs = _FUNCTION.fullmatch(name), _FUNCTION.fullmatch(other)
+    if ours and theirs and ours[1] != theirs[1]:  # f(x) = x for f(n) = n
+        given = re.sub(rf"(?<![A-Za-z\\]){theirs[1]}(?![A-Za-z])", ours[1], given)
+        answer, other = f"{name}={given}", name
     if name and other and name != other and not (name in given or other in value):
         name = other = ""  # y = 5 for x = 5
     if not name and other and "=" not in gold:
@@ -325,6 +331,8 @@ def _is_range(text: str) -> bool:
         return True
     if _RELATION.search(text):
         return True
+    if re.match(r"[A-Za-z]\\in ?\\\{", text):
+        return False
     pair = _enclosed(re.sub(r"^[A-Za-z]\\in ?", "", text))[1]
     return pair in ("(]", "[)", "[]", "]]", "][", "[[") or bool(re.match(r"[A-Za-z]\\in", text))
 
