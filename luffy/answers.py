@@ -61,7 +61,7 @@ def final_answer(text: str) -> str | None:
 _OPTION = re.compile(r"\(? ?([A-Za-z1-9])(?: ?[).:\]}]+(.*))?", re.DOTALL)
 _SEVERAL = re.compile(r"[,;&/]|(?:and|or)\b|\(?[A-Z]\)?$")
 _STATED = re.compile(
-    r"(?i:\banswer)(?:\s+is\b\s*:?|\s*:)(?:[\s*_$({\[]|\\\(|\\(?:text|mathrm|textbf|mathbf)\b)*([A-Z1-9])(?![\w'])"
+    r"(?i:\banswer)(?:\s+is\b(?:\s*:)?|\s*:)(?:[\s*_$({\[]|\\\(|\\(?:text|mathrm|textbf|mathbf)\b)*+([A-Z1-9])(?![\w'])"
 )
 
 

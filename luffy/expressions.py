@@ -27,7 +27,7 @@ def expression(text: str, floats: bool = False) -> Any:
     unless `floats`."""
     from latex2sympy2_extended.latex2sympy2 import latex2sympy
 
-    if _UNREADABLE.search(text):
+    if _UNREADABLE.search(text) or text.count("{") != text.count("}"):
         return None
     if not floats:
         text = _DECIMAL.sub(_as_fraction, text)

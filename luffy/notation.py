@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 
+MAX_CHARACTERS = 2000  # longer answers are compared as they are
+MAX_NESTING = 60  # of braces
+
 # --- one notation: signs ---------------------------------------------------------------------------------------------
 
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ"
@@ -196,8 +199,9 @@ def _with_arguments(tokens: list[str]) -> list[str]:
             rest[place] = token[1:]
             return ["{", token[0], "}"]
         place += 1
-        if token == "-" and whole:
-            return ["{", "-", *[t for t in argument(True) if t not in "{}"], "}"]
+        if token == "-" and whole and place < len(rest) and rest[place] not in "-{ ":
+            place += 1
+            return ["{", "-", rest[place - 1], "}"]
         return ["{", token, "}"]
 
     while place < len(rest):
@@ -288,7 +292,10 @@ _PHRASE = re.compile(r"[A-Za-z][A-Za-z ,.'-]*")
 
 @lru_cache(maxsize=16384)
 def tidy(text: str) -> str:
-    """An answer, or a ground truth, in one notation; "" if nothing is said. Raises nothing, whatever the text is."""
+    """An answer, or a ground truth, in one notation; "" if nothing is said. Raises nothing, whatever the text is: what
+    is too long or too deep to be an answer stays as it is."""
+    if len(text) > MAX_CHARACTERS or depth_of(text) > MAX_NESTING:
+        return " ".join(text.split())
     text = _from_unicode(text).strip()
     for opening, closing in _OUTER:
         inside = text[len(opening) : -len(closing)]
@@ -315,6 +322,15 @@ def tidy(text: str) -> str:
     text = _CHOOSE.sub(lambda m: "\\binom{{{}}}{{{}}}".format(*[g for g in m.groups() if g]), text)
     text = re.sub(r"_\{\\text\{(\w+)\}\}", lambda m: f"_{{{_BASE_WORDS.get(m[1].lower(), m[1])}}}", text)
     return _NOON.sub(lambda match: f"\\text{{{match[1].lower()}m}}", _with_words(text))
+
+
+def depth_of(text: str) -> int:
+    """How deep its braces go."""
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign == "{") - (sign == "}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _power_of_ten(match: re.Match[str]) -> str:
@@ -372,7 +388,7 @@ _PREFIX = re.compile(
 )
 GROUPED = re.compile(r"([+-]?)([1-9]\d{0,2}(?:,\d{3})+)(\.\d+)?")
 _TAIL = re.compile(
-    r"(?: |\\cdot|\*|/|\(|\)|\\mu|\\Omega|\\text\{[^{}]*\}|[A-Za-z]+|[^\x00-\x7f]|\^\{-?\d\}|(?<=[A-Za-z])[23](?!\d))+"
+    r"(?: |\\cdot|\*|/|\(|\)|\\mu|\\Omega|\\text\{[^{}]*\}|[A-Za-z]|[^\x00-\x7f]|\^\{-?\d\}|(?<=[A-Za-z])[23](?!\d))+"
 )
 _TEXT_TAIL = re.compile(r"(?<=[\d})]) ?\\text\{[^{}]*\}(?:\^\{-?\d\})?$")
 _CONNECTED = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)

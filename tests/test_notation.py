@@ -10,6 +10,7 @@ from luffy.answers import boxes, final_answer, letter, options
 from luffy.checker import is_right
 from luffy.grading import strict_answer, strict_right, unreadable
 from luffy.notation import exact, tidy
+from luffy.readings import equal
 
 # gold, answers that say the same, answers that do not
 ANSWERS = [
@@ -126,23 +127,42 @@ def test_ground_truths_that_nothing_matches():
     assert "too large" in unreadable("9^{9^{9^{9}}}")
 
 
-def test_text_of_any_kind_is_tidied():
-    for text in (
-        "",
-        "\\",
-        "{" * 3000,
-        "}" * 3000,
-        "\\frac",
-        "\\sqrt[",
-        "^",
-        "\\text{",
-        "\ud8001",
-        "½" * 500,
-        "\\left" * 2000,
-        "a\x00b",
-        "٣",
-    ):
-        assert isinstance(tidy(text), str)
+STRANGE = [
+    "",
+    "\\",
+    "\\frac",
+    "\\sqrt[",
+    "^",
+    "\\text{",
+    "\ud8001",
+    "½" * 500,
+    "\\left" * 2000,
+    "a\x00b",
+    "x^" + "-" * 1900,
+]
+STRANGE += [
+    part * (n // len(part))
+    for n in (1900, 90_000)
+    for part in ("{", "}", "^{", "\\text{", "a", "1", "~ ", ". ", "answer is ")
+]
+STRANGE += [
+    "a" * 1900 + "-",
+    "1" * 1900 + "x",
+    "5" + "ab" * 900 + "!",
+    "answer is" + " " * 90_000 + "x",
+    "\\boxed{" * 9000,
+]
+
+
+@pytest.mark.parametrize("place", range(len(STRANGE)))
+def test_text_of_any_kind_is_read_in_time(place):
+    """Nothing raises, and no pattern goes back and forth: each of these would take hours if one did."""
+    text = STRANGE[place]
+    assert isinstance(tidy(text), str) and isinstance(letter(text), str)
+    assert not equal(tidy("x+1"), tidy(text)) and strict_answer(f"\\boxed{{{text}}}") != "x+1"
+
+
+def test_digits_of_other_scripts():
     assert tidy("٣") == "3"
 
 
