@@ -77,9 +77,14 @@ def imports_of(module):
 
 
 def test_imports_point_one_way():
-    for module in ("shaping", "verifier", "data", "batching"):
+    for module in ("shaping", "notation", "hub", "batching"):
         assert imports_of(module) == set(), module
     assert imports_of("objective") == {"shaping"}
+    assert imports_of("answers") == imports_of("expressions") == {"notation"}
+    assert imports_of("readings") == {"answers", "expressions", "notation"}
+    assert imports_of("verifier") == {"answers"}
+    assert imports_of("grading") == {"answers", "notation", "verifier"}
+    assert imports_of("data") == {"answers", "grading", "hub"}
     for module in (path.stem for path in (ROOT / "luffy").glob("*.py")):
         if module not in ("__init__", "trainer", "cli", "explore"):
             assert "trainer" not in imports_of(module), module
