@@ -66,8 +66,8 @@ class MathReward:
 class FunctionReward:
     """A function with TRL's signature: reward(prompts, completions, **columns) -> list[float | None].
 
-    None says that the function does not judge a completion: it gets NaN, is counted as "unjudged", and takes no part in
-    the baseline of its group nor in the update.
+    None says that the function does not judge a completion: it gets NaN, is counted as "unjudged", takes no part in the
+    baseline of its group, and has no advantage.
 
     prompts and completions are texts; columns are lists: answer, source, and every other column that all rows have.
     """

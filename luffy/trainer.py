@@ -95,6 +95,8 @@ class Trainer:
             self.problems = [problem for problem in self.problems if problem.traces]
             if not self.problems:
                 raise DataError(f"{config.dataset} has no traces to fine-tune on")
+        elif config.num_off_policy and not counts["traces"]:
+            raise DataError(f"no trace of {config.dataset} fits max_completion_length {config.max_completion_length}")
         if len(self.problems) < config.rollout_batch_size:
             raise ConfigError(
                 f"rollout_batch_size {config.rollout_batch_size} exceeds the {len(self.problems)} problems"

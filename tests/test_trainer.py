@@ -560,6 +560,11 @@ def test_rows_without_traces_are_refused_or_warned_of(tmp_path, short_run, caplo
     assert "only 3 of 8 problems have a trace" in caplog.text
 
 
+def test_traces_that_are_all_dropped_are_refused(tmp_path, short_run):
+    with pytest.raises(DataError, match="no trace of tinyworld fits max_completion_length 3"):
+        trainer(tmp_path / "run", **{**short_run, "max_completion_length": 3}, long_traces="drop")
+
+
 def test_prompts_that_are_all_too_long_name_the_bound(tmp_path, short_run):
     with pytest.raises(DataError, match=r"max_prompt_length is 3, and the longest prompt has \d+ tokens"):
         trainer(tmp_path / "run", **short_run, max_prompt_length=3)
