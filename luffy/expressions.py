@@ -18,6 +18,7 @@ _UNREADABLE = re.compile(
     r"\\text|:|'|\\prime|\\ldots|\\mod|\\pmod|\\mid|\\equiv|\\overline|\\langle|\d \d|\d_|\)_|#|\\to|\\perp|\\parallel"
     r"|\\dot(?!\{[a-z]\})|[^\x00-\x7f]"
 )
+_GAMMA = re.compile(r"\\gamma(?![A-Za-z])")  # the parser takes it for the function, whose value at a pole is anything
 _DECIMAL = re.compile(r"\d+\.\d+")
 
 
@@ -26,16 +27,20 @@ def expression(text: str, floats: bool = False) -> Any:
     """What math-verify's parser makes of a tidy text, or None if it cannot read it whole. Decimals are exact fractions,
     unless `floats`."""
     from latex2sympy2_extended.latex2sympy2 import latex2sympy
+    from sympy import Basic, nan, zoo
 
     if _UNREADABLE.search(text) or text.count("{") != text.count("}"):
         return None
+    text = _GAMMA.sub(r"\\varsigma ", text)
     if not floats:
         text = _DECIMAL.sub(_as_fraction, text)
     try:
         real = not re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", text)
-        return latex2sympy(text, is_real=real, convert_degrees=False, normalization_config=None)
+        parsed = latex2sympy(text, is_real=real, convert_degrees=False, normalization_config=None)
     except Exception:  # the parser's many ways of saying that this is not mathematics
         return None
+    undefined = isinstance(parsed, Basic) and parsed.has(nan, zoo)  # they are equal to whatever is undefined too
+    return None if undefined else parsed
 
 
 def _as_fraction(match: re.Match[str]) -> str:

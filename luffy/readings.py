@@ -114,14 +114,14 @@ def _numbers(gold: str, answer: str) -> bool | None:
     ours, theirs = _readings(gold, of_gold=True), _readings(answer, of_gold=False)
     if not ours or not theirs:
         return None
-    decimal = "." in gold + answer
+    decimals = ("." in gold) + ("." in answer)
     values, unit = ours
     given, other = theirs
     if _differ(unit, other):
         return False
     if other == "%" and unit != "%":  # 15% is 15 where nobody asks for a share, 0.25% is not 0.25
         given = [value for value in given if value == given[-1] or abs(given[0]) >= 1]
-    return any(close(a, b, decimal) for a in values for b in given) or (
+    return any(close(a, b, decimals) for a in values for b in given) or (
         bool(re.search(r"\d,\d{3}", gold)) and not re.search(r",0", gold + answer) and _as_list(gold, answer)
     )
 
@@ -155,13 +155,16 @@ def _differ(ours: str, theirs: str) -> bool:
     return None not in names and names[0] != names[1]
 
 
-def close(a: Fraction, b: Fraction, decimal: bool) -> bool:
-    """Whether two numbers are equal: exactly, or within 1e-9 of their size; if one is a decimal fraction, also within
-    math-verify's six decimals, as 1/3 and 0.333333, for numbers that have that many."""
+def close(a: Fraction, b: Fraction, decimals: int) -> bool:
+    """Whether two numbers, of which so many are written as decimal fractions, are equal: exactly, or within 1e-9 of
+    their size. Between a decimal and another number also in six decimals, as math-verify has 1/3 = 0.333333; between
+    two decimals only if that leaves five digits to compare."""
     size, difference = max(abs(a), abs(b)), abs(a - b)
-    if difference == 0 or (decimal and difference <= size / 10**9):
+    if difference == 0 or (decimals and difference <= size / 10**9):
         return True
-    return decimal and difference < Fraction(1, 2 * 10**6) and difference <= size / 1000
+    if not decimals or difference >= Fraction(1, 2 * 10**6):
+        return False
+    return difference <= size / 10**4 if decimals == 1 else size >= Fraction(1, 10)
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
