@@ -129,13 +129,13 @@ def render_prompt(
         return TEXT_TEMPLATES[template](problem.prompt[-1]["content"])
     messages = list(problem.prompt)
     try:
-        return _chat(tokenizer, messages, template_kwargs, day)
-    except jinja2.TemplateError as error:
-        merged = _without_system(messages)
-        if merged == messages:
-            raise TemplateError(f"the chat template of {tokenizer.name_or_path} refuses a prompt: {error}") from error
-    try:
-        text = _chat(tokenizer, merged, template_kwargs, day)
+        try:
+            return _chat(tokenizer, messages, template_kwargs, day)
+        except jinja2.TemplateError:
+            merged = _without_system(messages)
+            if merged == messages:
+                raise
+            text = _chat(tokenizer, merged, template_kwargs, day)
     except jinja2.TemplateError as error:
         raise TemplateError(f"the chat template of {tokenizer.name_or_path} refuses a prompt: {error}") from error
     _log_merged(str(tokenizer.name_or_path))

@@ -79,6 +79,7 @@ class Trainer:
             tune_cpu(config.num_threads)
         self.tokenizer = load_tokenizer(config.model)
         self.ends = eos_ids(config.model, self.tokenizer, config.template)
+        self.turn_end = turn_end(self.tokenizer, config.template)
         day = self.ranks.broadcast(run.day())
         problems = training_problems(config)
         self.problems, counts = tokenize_problems(
@@ -269,7 +270,7 @@ class Trainer:
             num_generations=config.num_generations,
             num_off_policy=config.num_off_policy,
             supervised=config.supervised,
-            eos_id=turn_end(self.tokenizer, config.template),
+            eos_id=self.turn_end,
             seed=config.seed,
             step=step,
         )
