@@ -10,26 +10,49 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "objective": ("group_advantages", "policy_loss"),
-    "verifier": ("Verifier",),
-    "config": ("Config", "ConfigError"),
-    "engine": ("load_tokenizer",),
-    "methods": ("METHODS", "make_config", "read_values"),
-    "data": ("Problem", "load_problems"),
-    "runs": ("RunDirectory", "RunError"),
-    "trainer": ("Trainer", "train", "resume"),
-    "eval_runs": ("Evaluation", "EvaluationConfig", "evaluate_models"),
+_HOME = {
+    "group_advantages": "objective",
+    "policy_loss": "objective",
+    "Verifier": "verifier",
+    "Config": "config",
+    "make_config": "config",
+    "ConfigError": "errors",
+    "RunError": "errors",
+    "METHODS": "methods",
+    "read_values": "study.presets",
+    "read_published": "evaluation.paper_numbers",
+    "load_tokenizer": "model.loading",
+    "Problem": "data.problems",
+    "load_problems": "data.problems",
+    "RunDirectory": "runs",
+    "Trainer": "training.trainer",
+    "train": "training.trainer",
+    "resume": "training.trainer",
+    "Evaluation": "evaluation.evaluate",
+    "EvaluationConfig": "evaluation.settings",
+    "evaluate_models": "evaluation.evaluate",
 }
-_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
-_MODULES = ("benchmarks", "experiments", "explore", "openr1", "plots", "shaping", "tables", "tinyworld")
+_MODULES = {
+    "benchmarks": "data.benchmarks",
+    "experiments": "study.experiments",
+    "explore": "study.explore",
+    "methods": "methods",
+    "openr1": "data.openr1",
+    "plots": "study.plots",
+    "presets": "study.presets",
+    "results": "study.results",
+    "shaping": "shaping",
+    "tables": "evaluation.tables",
+    "tinyworld": "data.tinyworld",
+    "verifier": "verifier",
+}
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f".{name}", __name__)
+        return importlib.import_module(f".{_MODULES[name]}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -3,11 +3,14 @@
 Equations are those of "Learning to Reason under Off-Policy Guidance" (arXiv 2504.14945v5). Differences from the
 paper's text that its experiments also make: no standard deviation in the advantage (Dr. GRPO), pi_phi = 1, no clip
 on off-policy tokens.
+
+All functions work on tokens: advantages, weights and log-probs of a mini-batch lie on one flat axis (N,).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,6 +66,101 @@ def group_advantages(
     return advantages / scale[group]
 
 
+@dataclass(frozen=True)
+class Ratios:
+    """How the ratios of the policy term are shaped and bounded.
+
+    off_shaping: f on off-policy ratios; on_shaping: f on both probabilities of an on-policy ratio; None: no shaping.
+    clip: (eps_low, eps_high) of PPO's pessimistic bound on on-policy ratios; None: no clip.
+    off_ratio_clip: (low, high), either may be None, bounds the shaped off-policy ratio.
+    """
+
+    off_shaping: Shape | None = None
+    on_shaping: Shape | None = None
+    clip: tuple[float, float] | None = None
+    off_ratio_clip: tuple[float | None, float | None] = (None, None)
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The policy loss of every token, (N,) float with gradient, its ratio, and (N,) bool: on-policy tokens that the
+    clip holds, off-policy tokens below and above the bounds of their ratio."""
+
+    losses: Tensor
+    ratios: Tensor
+    clipped: Tensor
+    below: Tensor
+    above: Tensor
+
+
+def token_losses(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    off_policy: Tensor,
+    ratios: Ratios,
+    teacher_logp: Tensor | None = None,
+) -> TokenLosses:
+    """-ratio * advantage of every token (Eq. 5 and 6, negated). All tensors are (N,); gradient flows through logp.
+
+    Off-policy tokens: ratio = off_shaping(exp(logp - teacher_logp)); teacher_logp None means pi_phi = 1. A token at a
+        bound of off_ratio_clip has no gradient. Their old_logp is never read.
+    On-policy tokens: ratio = exp(logp - old_logp), or on_shaping(pi) / on_shaping(pi_old); with a clip the loss is
+    PPO's
+        pessimistic one on [1 - eps_low, 1 + eps_high]. Their teacher_logp is never read.
+    """
+    on = ~off_policy
+    on_logp, on_old, on_advantage = logp[on], old_logp[on], advantages[on]
+    on_ratio = (on_logp - on_old).exp()
+    if ratios.on_shaping is not None:
+        on_ratio = ratios.on_shaping(on_logp.exp()) / ratios.on_shaping(on_old.exp())
+    on_losses = -on_advantage * on_ratio
+    clipped = torch.zeros_like(off_policy)
+    if ratios.clip is not None:
+        low, high = ratios.clip
+        bounded = -on_advantage * on_ratio.clamp(1 - low, 1 + high)
+        clipped[on] = bounded > on_losses
+        on_losses = torch.maximum(on_losses, bounded)
+
+    off_logp = logp[off_policy]
+    off_log_ratio = off_logp if teacher_logp is None else off_logp - teacher_logp[off_policy]
+    # float32 loses exp below -87, and with it the finite gradient that log and power shapings have there
+    off_ratio = (ratios.off_shaping or Identity())(off_log_ratio.clamp(min=-80).exp())
+    below, above = torch.zeros_like(off_policy), torch.zeros_like(off_policy)
+    least, most = ratios.off_ratio_clip
+    if least is not None:
+        below[off_policy] = off_ratio < least
+    if most is not None:
+        above[off_policy] = off_ratio > most
+    if least is not None or most is not None:
+        off_ratio = off_ratio.clamp(least, most)
+
+    losses, shown = torch.zeros_like(logp), torch.zeros_like(logp)
+    losses = losses.index_put((on,), on_losses).index_put((off_policy,), -advantages[off_policy] * off_ratio)
+    shown[on], shown[off_policy] = on_ratio.detach(), off_ratio.detach()
+    return TokenLosses(losses, shown, clipped, below, above)
+
+
+def policy_scale(weights: Tensor, rows: Tensor, *, loss_type: str, window: int) -> Tensor:
+    """What each token's policy loss is multiplied by, so that their sum is the policy term: (N,) float, on the device
+    of weights.
+
+    weights: (N,) float; tokens of weight 0 take no part, nor in the denominator. rows: (N,) int64, the row of each.
+    loss_type, TRL's names: "dr_grpo" 1 / (rows x window), the paper's practice; "dapo" 1 / tokens, Eq. 5's Z; "grpo"
+        1 / (rows x tokens of the row). window: longest completion in tokens. Raises ValueError for another loss_type.
+    """
+    counts = torch.zeros(int(rows.max()) + 1 if len(rows) else 0, device=weights.device)
+    counts = counts.index_add(0, rows, (weights != 0).float())
+    active = max(1.0, float((counts > 0).sum()))
+    if loss_type == "dr_grpo":
+        return weights / (active * window)
+    if loss_type == "dapo":
+        return weights / max(1.0, float(counts.sum()))
+    if loss_type == "grpo":
+        return weights / (active * counts[rows].clamp(min=1))
+    raise ValueError(f"loss_type is dr_grpo, dapo or grpo, not {loss_type!r}")
+
+
 def policy_loss(
     logp: Tensor,
     old_logp: Tensor,
@@ -77,16 +175,11 @@ def policy_loss(
     teacher_logp: Tensor | None = None,
     off_ratio_clip: tuple[float | None, float | None] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The mixed-policy loss (Eq. 5 and 6, negated): -sum(ratio * advantage over mask) / normalizer.
+    """The mixed-policy loss of a whole batch: the sum of `token_losses` over the mask, divided by the normalizer.
 
     All tensors have one shape, (B, T) or packed (N,). mask and off_policy are bool; entries outside the mask and
     old_logp on off-policy tokens are never read (they may be anything, also NaN). Gradient flows through logp.
-
-    Off-policy tokens: ratio = off_shaping(exp(logp - teacher_logp)); teacher_logp None means pi_phi = 1, off_shaping
-        None means no shaping. off_ratio_clip = (low, high), either may be None, bounds the shaped ratio; a token
-        at a bound has no gradient.
-    On-policy tokens: ratio = exp(logp - old_logp), or on_shaping(pi) / on_shaping(pi_old); with
-        clip = (eps_low, eps_high) the loss is PPO's pessimistic one on [1 - eps_low, 1 + eps_high].
+    The options are those of `Ratios` and `token_losses`.
     normalizer: what the sum is divided by; None means the number of masked tokens.
 
     Returns the scalar loss and metrics (floats, 0 where a part is empty): pg_loss; on_pg_loss, off_pg_loss (token
@@ -99,56 +192,44 @@ def policy_loss(
         "advantages": advantages,
         "mask": mask,
         "off_policy": off_policy,
+        "teacher_logp": logp if teacher_logp is None else teacher_logp,
     }.items():
         if tensor.shape != logp.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, logp {tuple(logp.shape)}")
     if mask.dtype != torch.bool or off_policy.dtype != torch.bool:
         raise ValueError("mask and off_policy must be bool")
-    if teacher_logp is not None and teacher_logp.shape != logp.shape:
-        raise ValueError(f"teacher_logp has shape {tuple(teacher_logp.shape)}, logp {tuple(logp.shape)}")
-
-    on, off = mask & ~off_policy, mask & off_policy
-    on_logp, on_old, on_advantage = logp[on], old_logp[on], advantages[on]
-    on_ratio = (on_logp - on_old).exp()
-    if on_shaping is not None:
-        on_ratio = on_shaping(on_logp.exp()) / on_shaping(on_old.exp())
-    on_losses = -on_advantage * on_ratio
-    clipped = torch.zeros_like(on)[on]
-    if clip is not None:
-        bounded = -on_advantage * on_ratio.clamp(1 - clip[0], 1 + clip[1])
-        clipped = bounded > on_losses
-        on_losses = torch.maximum(on_losses, bounded)
-
-    off_logp, off_advantage = logp[off], advantages[off]
-    off_log_ratio = off_logp if teacher_logp is None else off_logp - teacher_logp[off]
-    # float32 loses exp below -87, and with it the finite gradient that log and power shapings have there
-    off_ratio = off_log_ratio.clamp(min=-80).exp()
-    off_ratio = (off_shaping or Identity())(off_ratio)
-    low, high = off_ratio_clip or (None, None)
-    below = torch.zeros_like(off)[off] if low is None else off_ratio < low
-    above = torch.zeros_like(off)[off] if high is None else off_ratio > high
-    if low is not None or high is not None:
-        off_ratio = off_ratio.clamp(low, high)
-    off_losses = -off_advantage * off_ratio
-
+    off = off_policy[mask]
+    current, old = logp[mask], old_logp[mask]
+    terms = token_losses(
+        current,
+        old,
+        advantages[mask],
+        off,
+        Ratios(off_shaping, on_shaping, clip, off_ratio_clip or (None, None)),
+        None if teacher_logp is None else teacher_logp[mask],
+    )
     denominator = float(mask.sum()) if normalizer is None else float(normalizer)
-    total = on_losses.sum() + off_losses.sum()
+    total = terms.losses.sum()
     loss = total / denominator if denominator else total
     with torch.no_grad():
-        metrics = {
-            "pg_loss": loss.item(),
-            "on_pg_loss": _mean(on_losses),
-            "off_pg_loss": _mean(off_losses),
-            "pg_clipfrac": _mean(clipped),
-            "ppo_kl": _mean(on_old - on_logp),
-            "on_policy_prob": _mean(on_old.exp()),
-            "off_policy_prob": _mean(off_logp.exp()),
-            "off_ratio_mean": _mean(off_ratio),
-            "off_ratio_min_clip_frac": _mean(below),
-            "off_ratio_max_clip_frac": _mean(above),
+        metrics = {"pg_loss": loss.item()} | {
+            name: float(values.float().mean()) if len(values) else 0.0
+            for name, values in loss_metrics(terms, current, old, off).items()
         }
     return loss, metrics
 
 
-def _mean(values: Tensor) -> float:
-    return values.detach().float().mean().item() if values.numel() else 0.0
+def loss_metrics(terms: TokenLosses, logp: Tensor, old_logp: Tensor, off_policy: Tensor) -> dict[str, Tensor]:
+    """What `policy_loss` reports besides the loss, as the values of the tokens that each is the mean of."""
+    on = ~off_policy
+    return {
+        "on_pg_loss": terms.losses[on].detach(),
+        "off_pg_loss": terms.losses[off_policy].detach(),
+        "pg_clipfrac": terms.clipped[on],
+        "ppo_kl": (old_logp - logp)[on].detach(),
+        "on_policy_prob": old_logp[on].exp(),
+        "off_policy_prob": logp[off_policy].detach().exp(),
+        "off_ratio_mean": terms.ratios[off_policy],
+        "off_ratio_min_clip_frac": terms.below[off_policy],
+        "off_ratio_max_clip_frac": terms.above[off_policy],
+    }

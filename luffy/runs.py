@@ -31,19 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from . import config as configs
-from .config import Config
+from .config import Config, upgraded
+from .errors import ConfigError, RunError
 
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "datasets", "math-verify", "numpy", "vllm", "deepspeed")
-
-
-class RunError(RuntimeError):
-    """A run directory that cannot be used as asked: taken, not a run, or of another configuration."""
-
-
-class NonFiniteError(RunError):
-    """The loss, the gradient or the policy's probabilities are NaN or infinite. The weights are those from before."""
 
 
 class RunDirectory:
@@ -61,11 +54,19 @@ class RunDirectory:
     def config(self) -> Config:
         """The run's configuration. Raises RunError if the directory does not hold a run."""
         try:
-            return configs.from_dict(json.loads((self.path / "config.json").read_text()))
+            return configs.from_dict(upgraded(json.loads((self.path / "config.json").read_text())))
         except FileNotFoundError:
             raise RunError(f"{self.path} is not a run directory: it has no config.json") from None
         except json.JSONDecodeError as error:
             raise RunError(f"{self.path}/config.json is damaged: {error}") from None
+        except ConfigError as error:
+            raise RunError(f"{self.path} cannot be gone on with by this version: {error}") from None
+
+    def stages(self, config: Config) -> list[tuple[Config, Path]]:
+        """The stages of a run of the configuration in order, each a configuration and its directory."""
+        stages = config.method.stages(config)
+        made = {name: str(self.path / name / "final") for name, _ in stages if name}
+        return [(stage.replace(model=made.get(stage.model, stage.model)), self.path / name) for name, stage in stages]
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, without a last one that is only half there."""
@@ -135,7 +136,8 @@ class RunDirectory:
         if (self.path / "config.json").exists():
             known = self.config()
             if known != config:
-                changed = [name for name, value in config.to_dict().items() if getattr(known, name) != value]
+                there = known.to_dict()
+                changed = [name for name, value in config.to_dict().items() if there.get(name) != value]
                 raise RunError(
                     f"{self.path} holds a run with another configuration (it differs in {', '.join(changed)})"
                 )

@@ -45,14 +45,14 @@ class Difference(Interval):
 
 
 def bootstrap(scores: Sequence[Sequence[float]], *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """Percentile interval of the mean over benchmarks of their mean score.
+    """Percentile interval of the mean over benchmarks of their mean score (scipy.stats.bootstrap).
 
     scores: per benchmark, one score per problem (for avg@k the mean over its samples). Raises ValueError if there is
     no benchmark, or one without a problem.
     """
     columns = _checked(scores)
-    means = np.mean([_resampled(column, draws, seed, place) for place, column in enumerate(columns)], axis=0)
-    return Interval(_mean(columns), *_quantiles(means, level))
+    interval, _ = _resampled(columns, level, draws, seed)
+    return Interval(_mean(columns), *interval)
 
 
 def paired_bootstrap(
@@ -72,10 +72,10 @@ def paired_bootstrap(
         raise ValueError("a paired comparison needs the same problems on both sides")
     # Resampling is linear: the difference of the resampled means is the resampled mean of the differences.
     gaps = [x - y for x, y in zip(a, b, strict=True)]
-    means = np.mean([_resampled(gap, draws, seed, place) for place, gap in enumerate(gaps)], axis=0)
+    interval, means = _resampled(gaps, level, draws, seed)
     # Never exactly 0: that many draws cannot show it.
     below, above = (np.sum(means <= 0) + 1) / (draws + 1), (np.sum(means >= 0) + 1) / (draws + 1)
-    return Difference(_mean(gaps), *_quantiles(means, level), p=float(min(1.0, 2 * min(below, above))))
+    return Difference(_mean(gaps), *interval, p=float(min(1.0, 2 * min(below, above))))
 
 
 def _checked(scores: Sequence[Sequence[float]]) -> list[np.ndarray]:
@@ -85,21 +85,44 @@ def _checked(scores: Sequence[Sequence[float]]) -> list[np.ndarray]:
     return columns
 
 
-def _resampled(values: np.ndarray, draws: int, seed: int, place: int) -> np.ndarray:
-    """(draws,): means over resampled problems of values (problems,). Which problems depends on (seed, place) alone."""
-    rng = np.random.default_rng([seed, place])
-    step = max(1, _AT_ONCE // len(values))
-    pieces = [
-        values[rng.integers(len(values), size=(min(step, draws - start), len(values)))].mean(-1)
-        for start in range(0, draws, step)
-    ]
-    return np.concatenate(pieces)
+def _resampled(
+    columns: Sequence[np.ndarray], level: float, draws: int, seed: int
+) -> tuple[tuple[float, float], np.ndarray]:
+    """The percentile interval and the resampled means, (draws,), of the mean over the columns of their means."""
+    from scipy import stats
+
+    samples = [column if len(column) > 1 else np.repeat(column, 2) for column in columns]  # scipy wants two at least
+
+    def mean_of_means(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([part.mean(axis) for part in parts], axis=0)
+
+    found = stats.bootstrap(
+        samples,
+        mean_of_means,
+        n_resamples=draws,
+        batch=max(1, _AT_ONCE // sum(map(len, samples))),
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    interval = found.confidence_interval
+    return (float(interval.low), float(interval.high)), found.bootstrap_distribution
 
 
 def _mean(columns: Sequence[np.ndarray]) -> float:
     return float(np.mean([column.mean() for column in columns]))
 
 
-def _quantiles(means: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean and half-width of its confidence interval by Student's t; the half-width of one value is NaN."""
+    from scipy import stats
+
+    data = np.asarray([value for value in values if not np.isnan(value)], dtype=float)
+    if len(data) < 2:
+        return float(data.mean()) if len(data) else float("nan"), float("nan")
+    return float(data.mean()), float(stats.t.ppf((1 + level) / 2, len(data) - 1) * stats.sem(data))
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean as a float, 0 of nothing."""
+    return float(sum(values) / len(values)) if values else 0.0

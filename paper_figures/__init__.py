@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from .runs import Runs
@@ -22,26 +21,6 @@ FIGURES = (
     "figure1_overview", "figure2_weighting", "figure3_backbones", "figure4_hard", "figure5_dynamics", "figure6_shaping",
     "figure7_case", "figure8_clip", "figure9_gamma", "figure10_lengths", "figure11_sft_length", "figure12_temperature",
 )  # fmt: skip
-
-PUBLISHED = Path(__file__).parent / "published"
-
-
-def read_published(table: str, version: str = "v5") -> pd.DataFrame:
-    """The numbers of a table of the paper: columns group, model, benchmark (as in luffy.benchmarks; "id" and "ood" are
-    the paper's averages), accuracy in percent, source. version: of the arXiv paper, "v5" or "v1" where it differs.
-
-    Raises ValueError if there is no such table or version.
-    """
-    import pandas as pd
-
-    path = PUBLISHED / f"{table}.csv"
-    if not path.is_file():
-        raise ValueError(f"no published table {table!r}: there are {sorted(p.stem for p in PUBLISHED.glob('*.csv'))}")
-    frame = pd.read_csv(path)
-    chosen = frame[frame["version"] == version].drop(columns="version").reset_index(drop=True)
-    if chosen.empty:
-        raise ValueError(f"{table} has no version {version!r}: there are {sorted(set(frame['version']))}")
-    return chosen
 
 
 def module(name: str) -> Any:
@@ -55,7 +34,7 @@ def draw(name: str, runs: Runs) -> Figure:
     """The figure of that name. Raises ValueError if there is none."""
     import matplotlib.pyplot as plt
 
-    from . import style
+    from luffy.study import style
 
     maker = module(name)
     with plt.rc_context(style.RC):
@@ -67,7 +46,7 @@ def draw_all(runs: Runs, out: Path, names: Sequence[str] = ()) -> Iterator[Path]
 
     Raises ValueError for a name that none begins with.
     """
-    from . import style, tables
+    from . import files, tables
 
     chosen = [name for name in (*TABLES, *FIGURES) if not names or name in names or name.split("_")[0] in names]
     unknown = [name for name in names if not any(name in (known, known.split("_")[0]) for known in chosen)]
@@ -78,4 +57,4 @@ def draw_all(runs: Runs, out: Path, names: Sequence[str] = ()) -> Iterator[Path]
         if name in TABLES:
             yield from tables.write(maker.table(runs), name, maker.NOTE, runs, out)
         else:
-            yield from style.save(draw(name, runs), name, maker.CAPTION, runs, out)
+            yield from files.save(draw(name, runs), name, maker.CAPTION, runs, out)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import FIGURES, TABLES, claims, draw, module, style
+from luffy.study import style
+
+from . import FIGURES, TABLES, claims, draw, module
 from .runs import Runs, load
 
 FOLDER = Path(__file__).parent / "baselines"

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from luffy import stats
-from luffy.experiments import interval
+from luffy.evaluation.paper_numbers import PUBLISHED, read_published
 from luffy.methods import METHODS
+from luffy.stats import interval
 
-from . import PUBLISHED, read_published
 from .runs import MAIN_SET, NoDataError, Runs
 
 Statistic = Callable[[Runs], "pd.Series[float]"]  # seed -> value; raises NoDataError where the runs do not exist

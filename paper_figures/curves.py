@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from . import style
+from luffy.study import style
+
+from .files import missing
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def draw(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         rows = table[table["metric"] == metric]
         axis.set(title=title, xlabel="step")
         if rows.empty:
-            style.missing(axis, f"no runs: {COMMAND}")
+            missing(axis, f"no runs: {COMMAND}")
             continue
         style.draw_curves(axis, rows)
         axis.set_ylim(bottom=0)

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from luffy.methods import METHODS
-from luffy.plots import LOOKS
+from luffy.study import style
 
-from . import style
+from .files import missing
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def draw(table: pd.DataFrame) -> Figure:
     for axis, (right, title) in zip(axes, {True: "right answers", False: "wrong answers"}.items(), strict=True):
         axis.set(title=title, xlabel="length (tokens)", ylabel="share of answers (%)")
         if table.empty:
-            style.missing(axis, "no evaluations: python -m paper_figures.make_runs")
+            missing(axis, "no evaluations: python -m paper_figures.make_runs")
             continue
         for method in SHOWN:
             mine = table[table["method"] == method]
@@ -49,8 +49,8 @@ def draw(table: pd.DataFrame) -> Figure:
             mean = np.average(rows["tokens"], weights=rows["count"])
             axis.hist(
                 rows["tokens"], bins=np.arange(0, 100, 4).tolist(), weights=100 * rows["count"] / mine["count"].sum(),
-                color=LOOKS[method]["color"], alpha=0.5, label=METHODS[method].label,
+                color=style.LOOKS[method]["color"], alpha=0.5, label=METHODS[method].label,
             )  # fmt: skip
-            axis.axvline(mean, color=LOOKS[method]["color"], linestyle="--", linewidth=1)
+            axis.axvline(mean, color=style.LOOKS[method]["color"], linestyle="--", linewidth=1)
     style.legend_below(figure, axes)
     return figure

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from luffy.methods import METHODS
-from luffy.plots import LOOKS
+from luffy.study import style
 
-from . import style
+from .files import missing
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def draw(table: pd.DataFrame) -> Figure:
     figure, (axes,) = style.panels(1, width=3.6)
     axes.set(title="pass@8 (%)", xlabel="temperature", ylim=(0, 100))
     if table.empty:
-        style.missing(axes, "no evaluations: python -m paper_figures.make_runs")
+        missing(axes, "no evaluations: python -m paper_figures.make_runs")
         return figure
     for method in [m for m in SHOWN if m in set(table["method"])]:
         rows = table[table["method"] == method]
-        look = LOOKS[method]
+        look = style.LOOKS[method]
         axes.plot(rows["temperature"], rows["mean"], marker="o", markersize=3, label=METHODS[method].label, **look)
         axes.fill_between(rows["temperature"], rows["low"], rows["high"], color=look["color"], alpha=0.15, linewidth=0)
     style.legend_below(figure, [axes])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
-from . import style
+from luffy.study import style
+
 from .runs import Runs
 
 if TYPE_CHECKING:

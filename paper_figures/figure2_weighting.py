@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from luffy import shaping
+from luffy.study import style
 
-from . import style
+from .files import missing
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure, (left, middle, right) = style.panels(3)
     entropy = table[table["panel"] == "entropy"].rename(columns={"curve": "method", "x": "step", "y": "mean"})
     if entropy.empty:
-        style.missing(left, "no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset full")
+        missing(left, "no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset full")
     else:
         style.draw_curves(left, entropy)
         left.set(title="entropy of rollouts (nats)", xlabel="step", ylim=(0, None))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from luffy.evaluation.paper_numbers import read_published
 from luffy.methods import METHODS
-from luffy.plots import LOOKS
+from luffy.study import style
 
-from . import read_published, style
 from .runs import Runs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def data(runs: Runs) -> pd.DataFrame:
 def draw(table: pd.DataFrame) -> Figure:
     backbones = list(dict.fromkeys(table["backbone"]))
     figure, axes = style.panels(len(backbones), width=1.75, height=2.7)
-    colors = {METHODS[m].label: LOOKS[m]["color"] for m in SHOWN}
+    colors = {METHODS[m].label: style.LOOKS[m]["color"] for m in SHOWN}
     for axis, backbone in zip(axes, backbones, strict=True):
         rows = table[table["backbone"] == backbone]
         order = [m for m in ("Base", "Instruct", "SFT", "On-Policy RL", "LUFFY") if m in set(rows["model"])]

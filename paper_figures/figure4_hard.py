@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from . import style
+from luffy.study import style
+
+from .files import missing
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ def draw(table: pd.DataFrame) -> Figure:
         rows = table[table["set"] == name]
         axis.set(title=title, xlabel="step", ylabel="reward of rollouts")
         if rows.empty:
-            style.missing(axis, f"no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset {name}")
+            missing(axis, f"no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset {name}")
             continue
         style.draw_curves(axis, rows)
         axis.set_ylim(bottom=-0.02)

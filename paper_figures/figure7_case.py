@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from luffy.methods import METHODS
-from luffy.plots import LOOKS
+from luffy.study import style
 
-from . import style
+from .files import missing
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure, (axes,) = style.panels(1, width=8.4, height=2.6)
     axes.axis("off")
     if table.empty:
-        style.missing(axes, "no evaluations: python -m paper_figures.make_runs")
+        missing(axes, "no evaluations: python -m paper_figures.make_runs")
         return figure
     first = table.iloc[0]
     heading = f"problem  {first['prompt']}    answer  {first['answer']}    ({first['chosen_of']})"
@@ -47,7 +47,7 @@ def draw(table: pd.DataFrame) -> Figure:
         verdict = "right" if row["right"] else "wrong"
         y = 0.8 - 0.28 * place
         label = f"{METHODS[method].label}: {row['tokens']} tokens, {verdict}"
-        axes.text(0.0, y, label, transform=axes.transAxes, color=LOOKS[method]["color"], weight="bold", va="top")
+        axes.text(0.0, y, label, transform=axes.transAxes, color=style.LOOKS[method]["color"], weight="bold", va="top")
         text = textwrap.fill(str(row["text"]), 110)
         axes.text(0.02, y - 0.09, text, transform=axes.transAxes, family="monospace", fontsize=7, va="top")
     return figure

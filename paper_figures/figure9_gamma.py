@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from luffy.experiments import interval
+from luffy.stats import interval
+from luffy.study import style
 
-from . import style
+from .files import missing
 from .runs import Runs
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def draw(table: pd.DataFrame) -> Figure:
     for axis, (column, title) in zip(axes, TITLES.items(), strict=True):
         axis.set(title=f"accuracy {title} (%)", xlabel="γ")
         if table.dropna(subset=[column])["gamma"].nunique() < 2:
-            style.missing(axis, "no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset gamma")
+            missing(axis, "no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset gamma")
             continue
         gammas = sorted(table["gamma"].unique())
         values = {gamma: table[table["gamma"] == gamma][column].tolist() for gamma in gammas}

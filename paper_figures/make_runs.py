@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from luffy.evaluation.runs import Evaluation
 
-from luffy import benchmarks, evaluate_models, experiments
-from luffy.eval_runs import Evaluation
-from luffy.experiments import Job
+from luffy import benchmarks, evaluate_models, experiments, presets
+from luffy.study.experiments import Job
 
 from . import runs
 
@@ -39,8 +39,8 @@ PROBLEMS, SAMPLES = 200, 8
 
 def jobs(work: Path) -> list[Job]:
     """Every run, the sets one after the other."""
-    found = [job for name in PRESETS for job in experiments.preset_jobs(experiments.load_preset(name), work / name)]
-    base = {**experiments.load_preset("full"), "methods": MAIN_METHODS, "seeds": [0], "model": str(_second_base(work))}
+    found = [job for name in PRESETS for job in experiments.preset_jobs(presets.load_preset(name), work / name)]
+    base = {**presets.load_preset("full"), "methods": MAIN_METHODS, "seeds": [0], "model": str(_second_base(work))}
     return found + experiments.preset_jobs(base, work / "base1")
 
 
@@ -52,7 +52,7 @@ def pretrain(work: Path) -> None:
     """Pre-trains the second base model, if it is not there."""
     folder = _second_base(work)
     if not (folder / "model.safetensors").is_file():
-        command = [sys.executable, "-m", "luffy.pretrain", "--seed", str(SECOND_BASE), "--out", str(folder)]
+        command = [sys.executable, "-m", "luffy.training.pretrain", "--seed", str(SECOND_BASE), "--out", str(folder)]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -61,11 +61,11 @@ def evaluations(work: Path) -> dict[tuple[str, int, float], Evaluation]:
     loaded = benchmarks.load(["chain"], limit=PROBLEMS)
     models, keys = {}, {}
     for job in runs.find(work).get(runs.MAIN_SET, ()):
-        if job.config.method in EVALUATED:
+        if job.config.method.name in EVALUATED:
             for temperature in TEMPERATURES:
                 label = f"{job.run_dir.name} at {temperature}"
                 models[label] = {"model": str(job.run_dir), "temperature": temperature}
-                keys[label] = job.config.method, job.config.seed, temperature
+                keys[label] = job.config.method.name, job.config.seed, temperature
     settings = {"samples": SAMPLES, "device": "cpu", "verifier_workers": 1}
     found = evaluate_models(models, loaded, work / "evaluations", **settings) if models else {}
     return {keys[label]: evaluation for label, evaluation in found.items()}

@@ -11,7 +11,7 @@
 `python -m paper_figures.runs RUNS OUT` writes these files from run directories. The committed ones are in
 paper_figures/runs and are what figures are drawn from unless told otherwise.
 Those whose manifest says version e98afb5ef853 were made with the values of today's presets before these were files, the
-second base model by `python -m luffy.pretrain --seed 1`.
+second base model by `python -m luffy.training.pretrain --seed 1`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any
 
 import pandas as pd
 
-from luffy import Config, experiments
-from luffy.experiments import Job
+from luffy import make_config, results
+from luffy.config import Config
 from luffy.runs import RunDirectory
+from luffy.study.experiments import Job
 
 COMMITTED = Path(__file__).parent / "runs"
 MAIN_SET = "full"  # runs that lie directly in a folder are taken for this set
@@ -117,6 +118,17 @@ def find(folder: Path) -> dict[str, list[Job]]:
     return found
 
 
+def settings_of(config: Config) -> dict[str, Any]:
+    """The settings that runs are told apart by; one that a method does not have is at its default."""
+    known = {**make_config("sft").to_dict(), **make_config("luffy").to_dict(), **config.to_dict()}
+    return {name: known.get(name) for name in SETTINGS} | {
+        "model": Path(config.model).name,
+        "steps": config.max_steps,
+        "difficulties": " ".join(map(str, config.world.difficulties)),
+        "num_off_policy": config.method.traces_wanted(),
+    }
+
+
 def from_directories(folder: Path) -> Runs:
     """What `load` returns, from run directories. Raises NoDataError if there is no complete run."""
     sets = find(folder)
@@ -126,11 +138,8 @@ def from_directories(folder: Path) -> Runs:
     curves: list[dict[str, Any]] = []
     manifest: dict[str, Any] = {}
     for run_set, jobs in sets.items():
-        for job, result in zip(jobs, experiments.results(jobs).to_dict("records"), strict=True):
-            config = job.config.to_dict()
-            settings = {name: config[name] for name in SETTINGS}
-            settings["difficulties"] = " ".join(map(str, config["difficulties"]))
-            settings["model"] = Path(config["model"]).name
+        for job, result in zip(jobs, results.per_run(jobs).to_dict("records"), strict=True):
+            settings = settings_of(job.config)
             number = len(rows)
             result.pop("variant")
             rows.append({"run": number, "set": run_set, **settings, **result})
@@ -167,7 +176,7 @@ def merge(known: Runs, new: Runs) -> Runs:
         table = runs.runs.copy()
         for name in SETTINGS:
             if name not in table:
-                table[name] = Config.__dataclass_fields__[name].default
+                table[name] = settings_of(make_config())[name]
         tables.append(table.assign(source=runs is new))
     table = pd.concat(tables, ignore_index=True)
     table = table[~table.duplicated(["set", "method", "seed", *SETTINGS], keep="last")].reset_index(drop=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 
+from luffy.evaluation.paper_numbers import PUBLISHED
 from luffy.methods import METHODS
 
-from . import PUBLISHED
 from .runs import MAIN_SET, Runs
 
 SHOWN = ("sft", "rl_sft_loss", "sft_rl", "luffy", "on_policy")

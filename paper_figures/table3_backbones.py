@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from luffy.experiments import interval
+from luffy.evaluation.paper_numbers import read_published
 from luffy.methods import METHODS
+from luffy.stats import interval
 
-from . import read_published, tables
+from . import tables
 from .runs import Runs
 
 SHOWN = ("sft", "on_policy", "luffy")

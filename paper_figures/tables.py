@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from luffy import tables as luffy_tables
-from luffy.experiments import interval
+from luffy.evaluation.paper_numbers import read_published
 from luffy.methods import METHODS
+from luffy.stats import interval
 
-from . import read_published
 from .runs import MAIN_SET, RESULTS, SETTINGS, Runs
 
 BENCHMARK_LABELS = {

@@ -1,108 +1,131 @@
+"""The configuration: its methods, groups, checks, names, and the ways in which values reach it."""
+
 import json
 
 import pytest
 import yaml
+from paths import ROOT
 
-from luffy import METHODS, Config, ConfigError, make_config, shaping
-from luffy.assembly import check_installed
+from luffy import METHODS, Config, ConfigError, RunDirectory, make_config, shaping
 from luffy.cli import parse_train
-from luffy.config import FIELD_TYPES, from_dict, read_file
-from luffy.methods import stages
+from luffy.config import GROUPS, RENAMED, check_installed, field_names, from_dict, read_file
+from luffy.methods import PAPER_METHODS
 
 
 def test_the_nine_methods_differ_as_the_paper_says():
-    """Tables 1 and 4: demonstrations in the group, shaping of either ratio, clip, SFT loss, baseline."""
-    table = {
-        name: (
-            c.num_generations,
-            c.num_off_policy,
-            c.off_policy_loss and c.num_off_policy > 0,
-            c.off_shaping,
-            c.on_shaping,
-            c.clip,
-            c.sft_loss_coef,
-            c.baseline,
-        )
-        for name in METHODS
-        for c in [make_config(name)]
-    }
+    """Tables 1 and 4: demonstrations in the group, shaping of either ratio, clip, SFT loss."""
+    table = {}
+    for name in PAPER_METHODS:
+        method = make_config(name).method
+        shapes = method.ratios
+        shape = getattr(shapes.off_shaping, "gamma", None), getattr(shapes.on_shaping, "gamma", None)
+        table[name] = (method.traces_wanted(), *shape, shapes.clip, getattr(method, "sft_loss_coef", 0))
     clip = (0.2, 0.2)
-    assert table["on_policy"] == (8, 0, False, "regularized", "none", clip, 0, "union")
-    assert table["on_policy_shaping"] == (8, 0, False, "regularized", "regularized", clip, 0, "union")
-    assert table["on_policy_no_clip"] == (8, 0, False, "regularized", "none", None, 0, "union")
-    assert table["mixed"] == (8, 1, True, "none", "none", clip, 0, "union")
-    assert table["mixed_shaping"] == (8, 1, True, "regularized", "none", clip, 0, "union")
-    assert table["luffy"] == (8, 1, True, "regularized", "none", None, 0, "union")
-    assert make_config("sft").supervised and table["sft"][1:3] == (1, False) and table["sft"][6] == 1
-    assert table["rl_sft_loss"] == (8, 1, False, "regularized", "none", None, 0.03, "on_policy")
-    assert table["sft_rl"] == table["on_policy"]
-    assert len(METHODS) == 9
+    assert table == {
+        "on_policy": (0, None, None, clip, 0),
+        "on_policy_shaping": (0, None, 0.1, clip, 0),
+        "on_policy_no_clip": (0, None, None, None, 0),
+        "mixed": (1, None, None, clip, 0),
+        "mixed_shaping": (1, 0.1, None, clip, 0),
+        "luffy": (1, 0.1, None, None, 0),
+        "sft": (1, None, None, None, 1),
+        "rl_sft_loss": (1, None, None, None, 0.03),
+        "sft_rl": (0, None, None, clip, 0),
+    }
+    assert [name for name in METHODS if name in PAPER_METHODS] == sorted(PAPER_METHODS, key=list(METHODS).index)
+    assert not make_config("sft").method.samples and len(PAPER_METHODS) == 9
 
 
 def test_sft_rl_has_two_stages_on_different_problems(tmp_path):
-    first, last = stages(make_config("sft_rl"), tmp_path)
-    assert first[0].supervised and not last[0].supervised
-    assert last[0].model == str(first[1] / "final") and last[1] == tmp_path
-    assert (first[0].dataset_split, last[0].dataset_split) == ("train", "complement")
-    assert len(stages(make_config("luffy"), tmp_path)) == 1
+    run = RunDirectory(tmp_path)
+    config = make_config("sft_rl", num_off_policy=2, num_traces=2, sft_learning_rate=0.01, first_stage_steps=7)
+    (first, first_dir), (last, last_dir) = run.stages(config)
+    assert first.method.name == "sft" and last.method.name == "on_policy"
+    assert (first.max_steps, first.method.num_off_policy, first.method.sft_learning_rate) == (7, 2, 0.01)
+    assert (first.update.lr_scheduler_type, last.update.lr_scheduler_type) == ("linear", "constant")
+    assert last.model == str(first_dir / "final") and last_dir == tmp_path
+    assert (first.data.dataset_split, last.data.dataset_split) == ("train", "complement")
+    assert len(run.stages(make_config("luffy"))) == 1
 
 
 def test_shaping_takes_its_parameter():
-    config = make_config("luffy", gamma=0.3, shaping_weight=0.2, shaping_exponent=0.7)
-    assert config.shaping("regularized") == shaping.Regularized(0.3)
-    assert config.shaping("log") == shaping.Log(0.2)
-    assert config.shaping("power") == shaping.Power(0.7)
-    assert config.shaping("sqrt") == shaping.Power(0.5)
+    values = dict(gamma=0.3, shaping_weight=0.2, shaping_exponent=0.7)
+    for name, expected in {
+        "regularized": shaping.Regularized(0.3),
+        "log": shaping.Log(0.2),
+        "power": shaping.Power(0.7),
+        "sqrt": shaping.Power(0.5),
+    }.items():
+        assert make_config("luffy", off_shaping=name, **values).method.ratios.off_shaping == expected
+    own = make_config("luffy", on_shaping="regularized", on_gamma=0.4, **values).method.ratios
+    assert own.on_shaping == shaping.Regularized(0.4) and own.off_shaping == shaping.Regularized(0.3)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"gama": 0.1}, "did you mean gamma"),
-        ({"steps": 0}, "steps must be positive"),
-        ({"steps": 1.5}, "steps must be int"),
-        ({"steps": True}, "steps must be int"),
-        ({"learning_rate": "fast"}, "learning_rate must be float"),
-        ({"learning_rate": float("nan")}, "finite"),
+        ({"max_steps": 0}, "max_steps must be greater than 0, not 0"),
+        ({"steps": 1.5}, "max_steps must be a valid integer"),
+        ({"steps": True}, "max_steps must be a number, not True"),
+        ({"learning_rate": "fast"}, "learning_rate must be a valid number"),
+        ({"learning_rate": float("nan")}, "learning_rate must be"),
         ({"num_off_policy": 9}, "exceeds num_generations"),
         ({"mini_batch_size": 5}, "does not divide"),
-        ({"off_shaping": "p_div_p"}, "off_shaping is one of"),
-        ({"on_shaping": "log"}, "on_shaping is one of"),
+        ({"off_shaping": "p_div_p"}, "off_shaping must be 'none', 'regularized'"),
+        ({"on_shaping": "log"}, "on_shaping must be"),
         ({"epsilon_high": 0.3}, "epsilon_high without epsilon"),
-        ({"epsilon": 1.0}, "below 1"),
+        ({"epsilon": 1.0}, "epsilon must be less than 1"),
         ({"off_ratio_min": 0.5, "off_ratio_max": 0.1}, "exceeds off_ratio_max"),
         ({"num_off_policy": 8}, "leaves no rollout"),
+        ({"prefix_min": 0.5, "prefix_max": 0.2}, "exceeds prefix_max"),
+        ({"prefix_max": 1.5}, "prefix_max must be less than or equal to 1"),
         ({"precision": "bfloat16"}, "needs recompute_old_logp"),
-        ({"supervised": True}, "contradicts method luffy"),
+        ({"sft_loss_coef": 0.1}, "method luffy has no sft_loss_coef, which .*sft"),
         ({"template_kwargs": "thinking"}, "template_kwargs must be a mapping"),
         ({"reward": "mine"}, "module:function"),
-        ({"difficulties": 3}, "must be a list"),
-        ({"difficulties": [1]}, "2 or more"),
-        ({"steps": float("inf")}, "steps must be int"),
+        ({"difficulties": 3}, "difficulties must be a valid tuple"),
+        ({"difficulties": [1]}, "difficulties must be greater than or equal to 2"),
+        ({"steps": float("inf")}, "max_steps must be"),
         ({"dataset_split": "trian"}, "splits"),
         ({"device": "gpu"}, "device is"),
-        ({"eval_datasets": []}, "must not be empty"),
+        ({"eval_datasets": []}, "eval_datasets .*at least 1"),
         ({"num_off_policy": 2}, "exceeds num_traces 1"),
-        ({"zero_stage": 0}, "zero_stage must be positive"),
+        ({"zero_stage": 0}, "zero_stage must be"),
         ({"engine": "deepspeed", "device": "cuda:1"}, "each rank has its own GPU"),
-        ({"zero_stage": 4}, "zero_stage is 1, 2 or 3"),
-        ({"importance_sampling_cap": 2.0}, "needs recompute_old_logp"),
+        ({"zero_stage": 4}, "zero_stage must be"),
+        ({"vllm_importance_sampling_cap": 2.0}, "needs recompute_old_logp"),
         ({"vllm_servers": ["host:1"]}, "need sampler vllm"),
-        ({"vllm_gpu_memory": 1.5}, "is a share"),
-        ({"attention": "flex_attention"}, "needs sampler vllm"),
-        ({"attention": "flash_attention_2", "sampler": "vllm"}, "needs precision bfloat16"),
+        ({"vllm_gpu_memory_utilization": 1.5}, "vllm_gpu_memory_utilization must be"),
+        ({"attn_implementation": "flex_attention"}, "needs sampler vllm"),
+        ({"attn_implementation": "flash_attention_2", "sampler": "vllm"}, "needs precision bfloat16"),
+        ({"method": 3}, "method must be the name of one"),
     ],
 )
 def test_impossible_configurations_are_one_clear_error(values, message):
     with pytest.raises(ConfigError, match=message):
-        make_config("luffy", **values)
+        from_dict({"method": "luffy", **values})
 
 
-def test_a_value_that_makes_it_another_method_is_refused():
-    with pytest.raises(ConfigError, match="contradicts method on_policy"):
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_old_name_gives_the_new_one(name):
+    with pytest.raises(ConfigError, match=f"{name} is called {RENAMED[name]} now"):
+        make_config("luffy", **{name: 1})
+    with pytest.raises(ConfigError, match=f"{name} is called {RENAMED[name]} now"):
+        parse_train(["--run-dir", "x", f"--{name.replace('_', '-')}", "1"])
+
+
+def test_a_field_of_another_method_is_refused_or_left_out_of_a_shared_file(tmp_path):
+    with pytest.raises(ConfigError, match="method on_policy has no num_off_policy, which mixed, mixed_shaping, luffy"):
         make_config("on_policy", num_off_policy=2)
-    with pytest.raises(ConfigError, match="contradicts method sft"):
-        make_config("sft", supervised=False)
+    (tmp_path / "c.yaml").write_text("gamma: 0.2\nsft_learning_rate: 1.0e-4\nlearning_rate: 1.0e-4\n")
+    flags = ["--config", str(tmp_path / "c.yaml"), "--run-dir", "x"]
+    assert parse_train([*flags, "--method", "luffy"])[0].method.gamma == 0.2
+    assert parse_train([*flags, "--method", "sft"])[0].method.sft_learning_rate == 1e-4
+    assert parse_train([*flags, "--method", "on_policy"])[0].update.learning_rate == 1e-4
+    (tmp_path / "c.yaml").write_text("gama: 0.2\n")
+    with pytest.raises(ConfigError, match="no field 'gama'"):
+        parse_train(flags)
 
 
 def test_sft_rl_wants_other_problems_for_its_second_stage():
@@ -119,7 +142,7 @@ def test_unknown_method():
 
 def test_round_trip_and_loose_numbers(tmp_path):
     config = make_config("mixed", learning_rate="1e-4", temperature=1, difficulties=[3, 4])
-    assert (config.learning_rate, config.difficulties) == (1e-4, (3, 4))
+    assert (config.update.learning_rate, config.world.difficulties) == (1e-4, (3, 4))
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"steps": 7, "gamma": 0.2}))
     assert read_file(tmp_path / "c.yaml") == {"steps": 7, "gamma": 0.2}
@@ -130,12 +153,18 @@ def test_round_trip_and_loose_numbers(tmp_path):
 
 
 def test_every_field_has_a_line_of_help():
-    import inspect
+    sources = [(ROOT / "luffy" / "config.py"), *(ROOT / "luffy" / "methods").glob("*.py")]
+    lines = [line for path in sources for line in path.read_text().splitlines()]
+    for name in field_names():
+        places = [i for i, text in enumerate(lines) if text.startswith(f"    {name}: ")]
+        assert any(lines[i + 1].strip().startswith('"""') for i in places), name
 
-    source = inspect.getsource(Config)
-    for name in FIELD_TYPES:
-        line = next(i for i, text in enumerate(source.splitlines()) if text.startswith(f"    {name}: "))
-        assert source.splitlines()[line + 1].strip().startswith('"""'), name
+
+def test_names_are_flat_and_owned_once():
+    names = [name for group in GROUPS.values() for name in group.__dataclass_fields__]
+    assert len(names) == len(set(names))
+    for method in METHODS.values():
+        assert not set(names) & {name for name in method.__dataclass_fields__ if name not in ("name", "label")}
 
 
 def test_flags_over_file_over_method(tmp_path):
@@ -155,49 +184,44 @@ def test_flags_over_file_over_method(tmp_path):
             "4",
         ]
     )
-    assert (config.method, config.steps, config.gamma, config.epsilon, config.off_shaping) == (
-        "mixed",
-        7,
-        0.5,
-        0.3,
-        "none",
-    )
-    assert config.difficulties == (3, 4) and str(run_dir) == "x" and nproc == 1
-    assert parse_train(["--method", "on_policy", "--epsilon", "None", "--run-dir", "x"])[0].clip is None
+    method = config.method
+    assert (method.name, config.max_steps, method.gamma, method.epsilon) == ("mixed", 7, 0.5, 0.3)
+    assert config.world.difficulties == (3, 4) and str(run_dir) == "x" and nproc == 1
+    assert parse_train(["--method", "on_policy", "--epsilon", "None", "--run-dir", "x"])[0].method.ratios.clip is None
 
 
 def test_bad_flags(capsys):
-    with pytest.raises(SystemExit):
-        parse_train(["--gama", "0.5", "--run-dir", "x"])
-    with pytest.raises(SystemExit):
-        parse_train(["--method", "on_policy", "--num-off-policy", "2", "--num-traces", "2", "--run-dir", "x"])
-    assert "contradicts method on_policy" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(ConfigError, match="--run-dir"):
-        parse_train(["--gamma", "0.5"])
+    for flags, message in (
+        (["--gama", "0.5", "--run-dir", "x"], "--gama"),
+        (["--gamma", "-1", "--run-dir", "x"], "gamma must be greater than 0, not -1.0"),
+        (["--gamma", "0.5"], "--run-dir"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_train(flags)
+        assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    with pytest.raises(ConfigError, match="method on_policy has no num_off_policy"):
+        parse_train(["--method", "on_policy", "--num-off-policy", "2", "--run-dir", "x"])
+    with pytest.raises(ConfigError, match="needs engine deepspeed"):
+        parse_train(["--nproc", "2", "--run-dir", "x"])
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"method": "sft"}, "contradicts method sft, which is supervised=True"),
-        ({"method": "luffy", "off_policy_loss": False}, "contradicts method luffy"),
-        ({"method": "nonsense"}, "no method 'nonsense'"),
-        ({"method": "sft", "supervised": True, "off_policy_loss": False}, "supervised training needs"),
-    ],
-)
-def test_a_configuration_cannot_be_labelled_as_another_method(values, message):
-    with pytest.raises(ConfigError, match=message):
-        Config(**values)
-    with pytest.raises(ConfigError, match=message):
-        Config().replace(**values)
+def test_a_configuration_keeps_what_another_method_shares():
+    config = make_config("luffy", gamma=0.3, seed=5, learning_rate=1e-4)
+    other = config.replace(method="on_policy")
+    assert (other.method.name, other.seed, other.update.learning_rate) == ("on_policy", 5, 1e-4)
+    assert config.replace(gamma=0.2).method.gamma == 0.2 and config.replace(steps=3).max_steps == 3
+    with pytest.raises(ConfigError, match="no method 'nonsense'"):
+        Config().replace(method="nonsense")
+    with pytest.raises(ConfigError, match="no field 'colour'"):
+        Config(colour=3)
 
 
 def test_variables_of_the_template_come_as_mapping_or_json(tmp_path):
     flags = ["--run-dir", "x", "--template-kwargs", '{"enable_thinking": false}']
-    assert parse_train(flags)[0].template_kwargs == {"enable_thinking": False}
+    assert parse_train(flags)[0].data.template_kwargs == {"enable_thinking": False}
     (tmp_path / "c.yaml").write_text("\ufefftemplate_kwargs: {enable_thinking: false}\n", encoding="utf-8")
     config = parse_train(["--run-dir", "x", "--config", str(tmp_path / "c.yaml")])[0]
-    assert config.template_kwargs == {"enable_thinking": False}
+    assert config.data.template_kwargs == {"enable_thinking": False}
     assert from_dict(config.to_dict()) == config
 
 

@@ -1,19 +1,18 @@
 """What the project says of itself: pins, commands, import time, one-way imports."""
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from importlib import metadata
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from luffy.runs import RunDirectory
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def normal(name):
@@ -67,31 +66,82 @@ def test_everything_exported_exists():
         luffy.nothing  # noqa: B018
 
 
-def imports_of(module):
-    tree = ast.parse((ROOT / "luffy" / f"{module}.py").read_text())
-    found = set()
+# From the bottom up: a room may import those before it. Within a room there must be no circle.
+ROOMS = (
+    "errors", "shaping", "objective", "stats", "methods", "config", "runs", "verifier", "data", "model", "sampling",
+    "evaluation", "training", "study", "cli",
+)  # fmt: skip
+LUFFY = ROOT / "luffy"
+FILES = [path for path in sorted(LUFFY.rglob("*.py")) if path != LUFFY / "__init__.py"]
+
+
+def imports_of(path):
+    """The modules of luffy that a file imports, as ("room", "module") or ("room", ""); those for types alone apart."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    here = list(path.relative_to(LUFFY).with_suffix("").parts)
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
-    return found
+        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in for_types:
+            base = [*here[: len(here) - node.level], *((node.module or "").split(".") if node.module else [])]
+            names = [alias.name for alias in node.names]
+            for name in names:
+                parts = [*base, name] if len(base) < 2 and (LUFFY.joinpath(*base, f"{name}.py").exists()) else base
+                if not parts or parts == ["__version__"] or (len(base) == 0 and (LUFFY / name).is_dir()):
+                    parts = [name]
+                if parts[0] != "__version__":
+                    yield parts[0], parts[1] if len(parts) > 1 else ""
 
 
-def test_imports_point_one_way():
-    for module in ("shaping", "notation", "hub", "batching"):
-        assert imports_of(module) == set(), module
-    assert imports_of("objective") == {"shaping"}
-    assert imports_of("answers") == imports_of("expressions") == {"notation"}
-    assert imports_of("readings") == {"answers", "expressions", "notation"}
-    assert imports_of("verifier") == {"answers"}
-    assert imports_of("grading") == {"answers", "notation", "verifier"}
-    assert imports_of("data") == {"answers", "grading", "hub"}
-    for module in (path.stem for path in (ROOT / "luffy").glob("*.py")):
-        if module not in ("__init__", "trainer", "cli", "explore"):
-            assert "trainer" not in imports_of(module), module
+def test_rooms_import_downwards():
+    assert {path.stem if path.parent == LUFFY else path.parent.name for path in FILES} == set(ROOMS)
+    seen = 0
+    for path in FILES:
+        room = path.stem if path.parent == LUFFY else path.parent.name
+        for other, _ in imports_of(path):
+            seen += 1
+            assert ROOMS.index(other) <= ROOMS.index(room), f"{path.relative_to(LUFFY)} imports {other}"
+    assert seen > 150
+
+
+def test_no_circles_within_a_room():
+    for room in (name for name in ROOMS if (LUFFY / name).is_dir()):
+        after = {
+            path.stem: {
+                module for other, module in imports_of(path) if other == room and module and module != path.stem
+            }
+            for path in (LUFFY / room).glob("*.py")
+            if path.stem != "__init__"
+        }
+        list(graphlib.TopologicalSorter(after).static_order())  # raises CycleError
+
+
+def test_the_house_can_be_seen_at_a_glance():
+    """At most 16 entries at the top, no file above 450 lines, and every room says in two lines what it is for."""
+    entries = [path for path in LUFFY.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 16, sorted(path.name for path in entries)
+    lengths = {path: len(path.read_text().splitlines()) for path in LUFFY.rglob("*.py")}
+    assert max(lengths.values()) <= 450, max(lengths, key=lengths.get)
+    assert lengths[LUFFY / "training" / "trainer.py"] <= 350
+    for room in (path for path in entries if path.is_dir()):
+        documentation = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+        assert len(documentation.splitlines()) == 2 and "ay import" in documentation, room
+
+
+def test_the_trainer_knows_no_method():
+    from luffy import METHODS
+
+    for path in (LUFFY / "training" / f"{name}.py" for name in ("trainer", "collect", "update", "metrics", "engine")):
+        strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+        assert not set(METHODS) & {value for value in strings if isinstance(value, str)}, path
 
 
 def test_help_lists_every_field():
-    done = subprocess.run([sys.executable, "-m", "luffy", "train", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "luffy.cli", "train", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for flag in ("--gamma", "--num-off-policy", "--learning-rate", "--run-dir", "--config"):
         assert flag in done.stdout
@@ -100,19 +150,19 @@ def test_help_lists_every_field():
 def test_command_line_trains(tmp_path):
     flags = "--method mixed --steps 2 --seed 3 --rollout-batch-size 2 --mini-batch-size 2 --eval-steps 0 --gamma 0.2"
     flags += " --final-eval-problems 2 --final-eval-samples 1 --num-problems 8"
-    command = [sys.executable, "-m", "luffy", "train", *flags.split(), "--run-dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "luffy.cli", "train", *flags.split(), "--run-dir", str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "step 2/2: reward" in done.stderr
     run = RunDirectory(tmp_path / "run")
-    assert run.is_complete and run.config().gamma == 0.2 and run.config().seed == 3
+    assert run.is_complete and run.config().method.gamma == 0.2 and run.config().seed == 3
     assert subprocess.run(command).returncode == 0  # complete: nothing left to do
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--steps", "0", "--run-dir", "x"], "steps must be positive"),
+        (["train", "--steps", "0", "--run-dir", "x"], "max_steps must be greater than 0"),
         (["train", "--method", "lufy", "--run-dir", "x"], "no method 'lufy'"),
         (["train", "--steps", "3"], "--run-dir"),
         (["train", "--config", "missing.yaml", "--run-dir", "x"], "cannot read the configuration"),
@@ -123,7 +173,7 @@ def test_command_line_trains(tmp_path):
 )
 def test_bad_calls_end_in_one_line(arguments, message, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "luffy", *arguments], capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-m", "luffy.cli", *arguments], capture_output=True, text=True, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr

@@ -22,17 +22,19 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 from luffy import make_config, tinyworld, train
-from luffy.policy import head_logprobs
-from luffy.rewards import make_reward
+from luffy.methods.rows import Batch, Signal
+from luffy.model.logprobs import head_logprobs
 from luffy.runs import RunDirectory
-from luffy.sampling import SamplingRequest, TransformersSampler
-from luffy.trainer import Trainer
-from luffy.verifier import Verifier
+from luffy.sampling.local import TransformersSampler
+from luffy.sampling.protocol import SamplingParams, SamplingRequest
+from luffy.training.trainer import Trainer
+from luffy.verifier.pool import Verifier
 
 PROMPTS, GENERATIONS, WINDOW = 16, 8, 96
 REPEATS = 7
@@ -60,13 +62,6 @@ def make_trainer(folder: Path) -> Trainer:
     return Trainer(config, RunDirectory(folder / "on_policy"))
 
 
-def rollouts(trainer: Trainer) -> list:
-    trainer.reward = make_reward(trainer.config)
-    rows = list(trainer.sample(0))
-    trainer.reward.close()
-    return sorted(rows, key=lambda row: (row.group, row.index))
-
-
 def bench_sampler(trainer: Trainer) -> None:
     model, tokenizer = trainer.model, trainer.tokenizer
     for prompts in (8, PROMPTS):
@@ -75,7 +70,7 @@ def bench_sampler(trainer: Trainer) -> None:
         sampler = TransformersSampler(model, eos_ids=[tokenizer.eos_token_id], pad_id=tokenizer.pad_token_id)
 
         def ours(sampler=sampler, requests=requests):
-            found = sampler.sample(requests, max_new_tokens=WINDOW, temperature=1.0, seed=0, step=0)
+            found = sampler.sample(requests, SamplingParams(WINDOW))
             return sum(len(rollout.token_ids) for _, rollout in found)
 
         tokenizer.padding_side = "left"
@@ -107,8 +102,12 @@ def plain_step(trainer: Trainer, rows: list) -> None:
     width = max(len(row.prompt_ids) + len(row.token_ids) for row in rows)
     ids, mask, label = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
     for i, row in enumerate(rows):
-        both = row.prompt_ids + row.token_ids
-        ids[i, : len(both)], mask[i, : len(both)], label[i, len(row.prompt_ids) : len(both)] = torch.tensor(both), 1, 1
+        both = torch.from_numpy(np.concatenate([row.prompt_ids, row.token_ids]))
+        ids[i, : len(both)], mask[i, : len(both)], label[i, len(row.prompt_ids) : len(both)] = (
+            torch.from_numpy(both),
+            1,
+            1,
+        )
     logits = trainer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     logp_all = logits.float().log_softmax(-1)
     logp = logp_all.gather(-1, ids[:, 1:, None]).squeeze(-1)
@@ -121,17 +120,17 @@ def plain_step(trainer: Trainer, rows: list) -> None:
 
 
 def bench_update(trainer: Trainer, folder: Path) -> None:
-    rows = rollouts(trainer)
+    rows = trainer.collect(0)
     tokens = sum(len(row.token_ids) for row in rows)
-    advantages, old = torch.linspace(-1, 1, len(rows)), trainer.old_logps(rows)
+    batch = Batch.of(rows)
+    signal = Signal.of(batch, torch.linspace(-1, 1, len(rows)))
     seconds, _ = timed(lambda: plain_step(trainer, rows))
     plain = tokens / seconds
     line(f"padded full-logits update, {len(rows)} rows", f"{plain:,.0f} tokens/s")
-    seconds, _ = timed(lambda: trainer.update(rows, advantages, old))
+    seconds, _ = timed(lambda: trainer.update(*trainer.mini_batches(batch, signal)))
     ours = tokens / seconds
     line(f"Trainer.update, {len(rows)} rows", f"{ours:,.0f} tokens/s", f"{ours / plain:.2f}x")
 
-    trainer.reward = make_reward(trainer.config)
     steps = itertools.count()  # another step every time: other rollouts, and no check answered from the cache
     seconds, _ = timed(lambda: trainer.train_step(next(steps)))
     line("Trainer.train_step (sample, verify, update)", f"{seconds * 1000:,.0f} ms")

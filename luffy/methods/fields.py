@@ -1,0 +1,70 @@
+"""How settings are declared: frozen dataclasses whose fields carry type, bounds and choices, checked by pydantic."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ..errors import ConfigError
+
+T = TypeVar("T")
+
+
+def _number(value: Any) -> Any:
+    """Refuses truth values, which pydantic would take for 0 and 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+_finite = BeforeValidator(_number)
+Int = Annotated[int, _finite]
+Float = Annotated[float, _finite, Field(allow_inf_nan=False)]
+Positive = Annotated[float, _finite, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, _finite, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, _finite, Field(ge=0, le=1, allow_inf_nan=False)]
+Clip = Annotated[float, _finite, Field(ge=0, lt=1, allow_inf_nan=False)]
+PositiveInt = Annotated[int, _finite, Field(gt=0)]
+Count = Annotated[int, _finite, Field(ge=0)]  # 0 has a meaning of its own
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """Makes a class a frozen dataclass whose values are brought into their declared types; what does not fit raises
+    ConfigError, in one line."""
+    made: Any = dataclass(frozen=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))(cls)
+    init = made.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Any, *values: Any, **named: Any) -> None:  # noqa: N807
+        try:
+            init(self, *values, **named)
+        except ValidationError as error:
+            raise ConfigError(_one_line(error, made)) from None
+
+    made.__init__ = __init__
+    return made
+
+
+def _one_line(error: ValidationError, cls: Any) -> str:
+    """The first thing that is wrong, with the field's name and value."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"][:1])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return unknown_field(name, cls.__dataclass_fields__)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    message = message.removeprefix("Input ").replace("should be", "must be", 1)
+    return f"{name} {message}, not {first['input']!r}"
+
+
+def unknown_field(name: str, known: Iterable[str], where: str = "the configuration") -> str:
+    """The message for a field that does not exist: it names the nearest."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"no field {name!r} in {where}" + (f"; did you mean {near[0]}?" if near else "")

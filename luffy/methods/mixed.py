@@ -1,0 +1,145 @@
+"""Mixed-policy GRPO: some rows of a group are traces of a stronger model, or begin in one (Section 3 of the paper).
+
+The advantage is over the union of the group. A trace token counts for f(pi) instead of a ratio to the policy that wrote
+it, which the paper takes for 1 (off_ratio "pi"); with "known" it is f(pi / pi_phi), where the data has the teacher's
+log-probs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from .. import shaping
+from ..errors import ConfigError
+from ..objective import Ratios
+from .base import register
+from .fields import Clip, Count, Float, NonNegative, Positive, PositiveInt, Share, settings
+from .on_policy import Grouped
+from .prefixes import prefix_shares
+from .rows import PREFIXES, ROLLOUT, SHARES, Batch, Draw, Rounds, Signal, Start, whole
+
+if TYPE_CHECKING:
+    from ..config import Config
+
+
+@settings
+class WithTraces(Grouped):
+    """Groups in which some rows are traces, or begin in one."""
+
+    num_off_policy: Count = 1
+    """Rows of a group that are demonstrations, or begin in one."""
+    trace_share: Share = 1.0
+    """Share of groups that get their demonstrations; the others are all rollouts."""
+
+    def traces_wanted(self) -> int:
+        return self.num_off_policy
+
+    def rounds(self, draw: Draw) -> Rounds:
+        starts = self.starts(draw) if draw.rng(SHARES).random() < self.trace_share else []
+        yield [ROLLOUT] * (draw.size - len(starts)) + starts
+
+    def starts(self, draw: Draw) -> list[Start]:
+        """How the rows of a group begin that do not begin with nothing."""
+        return [whole(trace) for trace in draw.some_traces(self.num_off_policy)]
+
+    def check(self, config: Config) -> None:
+        size = config.sampling.num_generations
+        if self.num_off_policy > size:
+            raise ConfigError(
+                f"num_off_policy {self.num_off_policy} exceeds num_generations {size}: demonstrations are part of "
+                "the group"
+            )
+        if self.num_off_policy == size:
+            raise ConfigError(f"num_off_policy = num_generations = {size} leaves no rollout: use sft")
+
+
+@register("mixed", "Mixed-Policy RL")
+class Mixed(WithTraces):
+    epsilon: Clip | None = 0.2
+    baseline: Literal["union", "on_policy"] = "union"
+    """Rows whose mean reward is the baseline: "union" (Eq. 4) or "on_policy"."""
+    off_ratio: Literal["pi", "known"] = "pi"
+    """Off-policy ratio: "pi" (pi_phi = 1, the paper) or "known" (to the data's trace_logprobs)."""
+    off_shaping: Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power"] = "none"
+    """Shaping of off-policy ratios."""
+    gamma: Positive = 0.1
+    """Parameter of the regularized shaping."""
+    shaping_weight: NonNegative = 0.1
+    """Parameter of the log and prob_plus_log shapings."""
+    shaping_exponent: Positive = 0.5
+    """Parameter of the power shaping."""
+    off_ratio_min: Float | None = None
+    """Lower bound of the shaped off-policy ratio."""
+    off_ratio_max: Float | None = None
+    """Upper bound of the shaped off-policy ratio."""
+
+    prefix_strategy: Literal["random", "fixed", "linear", "reverse_linear"] = "random"
+    """What share of its trace a demonstration row begins with: "random" between prefix_min and prefix_max, "fixed" at
+    even distances between them, "linear" (falling to 0 over prefix_steps) or "reverse_linear" (rising from 0)."""
+    prefix_min: Share = 1.0
+    """Least share, for random and fixed."""
+    prefix_max: Share = 1.0
+    """Greatest share; 1: the whole trace."""
+    prefix_steps: PositiveInt = 1000
+    """Steps over which the linear strategies move."""
+    prefix_shared: bool = False
+    """Whether the rows of a group that begin in a trace have one share and one trace."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.off_ratio_min, self.off_ratio_max
+        if low is not None and high is not None and low > high:
+            raise ConfigError(f"off_ratio_min {low} exceeds off_ratio_max {high}")
+        if self.prefix_strategy in ("random", "fixed") and self.prefix_min > self.prefix_max:
+            raise ConfigError(f"prefix_min {self.prefix_min} exceeds prefix_max {self.prefix_max}")
+
+    @property
+    def ratios(self) -> Ratios:
+        parameters = {
+            "regularized": {"gamma": self.gamma},
+            "log": {"weight": self.shaping_weight},
+            "prob_plus_log": {"weight": self.shaping_weight},
+            "power": {"exponent": self.shaping_exponent},
+        }
+        shape = shaping.get(self.off_shaping, **parameters.get(self.off_shaping, {}))
+        return replace(super().ratios, off_shaping=shape, off_ratio_clip=(self.off_ratio_min, self.off_ratio_max))
+
+    def starts(self, draw: Draw) -> list[Start]:
+        if self.prefix_strategy in ("random", "fixed") and self.prefix_min == 1.0:
+            return super().starts(draw)
+        traces = draw.some_traces(1 if self.prefix_shared else self.num_off_policy)
+        shares = prefix_shares(
+            self.prefix_strategy,
+            rows=self.num_off_policy,
+            low=self.prefix_min,
+            high=self.prefix_max,
+            done=min(draw.step / self.prefix_steps, 1.0),
+            shared=self.prefix_shared,
+            rng=draw.rng(PREFIXES),
+        )
+        starts = []
+        for row, share in enumerate(shares if traces else []):
+            trace = traces[row % len(traces)]
+            length = int(share * len(trace.tokens))
+            head = trace.head(length)
+            starts.append(Start(head.tokens, head.logprobs, whole=length == len(trace.tokens)))
+        return starts
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.off_ratio == "known"
+
+    def signal(self, batch: Batch) -> Signal:
+        teacher = batch.logprobs if self.off_ratio == "known" else None
+        return Signal.of(batch, self.advantages(batch, self.baseline), teacher=teacher)
+
+
+@register("mixed_shaping", "Mixed-Policy RL + Shaping")
+class MixedShaping(Mixed):
+    off_shaping: Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power"] = "regularized"
+
+
+@register("luffy", "LUFFY")
+class Luffy(MixedShaping):
+    epsilon: Clip | None = None

@@ -1,0 +1,140 @@
+"""Models and tokenizers from their names: the embedded one, a folder, or the hub."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config import TINY
+from ..data import hub
+from ..data.templates import turn_end
+from ..errors import ConfigError
+from .logprobs import check_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TINY_MODEL = Path(__file__).parent / "tiny"
+DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
+
+
+def tune_cpu(num_threads: int) -> None:
+    """Sets torch's threads, and has the C library keep freed memory for the next tensor.
+
+    By default glibc returns every block above some 100 kB to the system and asks for it again, and touching fresh
+    pages costs a small model's update a quarter of its time. Elsewhere than in glibc there is nothing to set.
+    """
+    torch.set_num_threads(num_threads)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+        library.mallopt(mmap_threshold, 1 << 30)
+        library.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def model_path(source: str | Path) -> str:
+    """A folder or hub name: the embedded model's for "tiny"."""
+    return str(TINY_MODEL) if source == TINY else hub.expanded(source)
+
+
+def _refuse_adapter(source: str | Path) -> None:
+    folder = Path(model_path(source))
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{source} holds an adapter (LoRA), not a model: merge it into its base model and save that")
+
+
+def _no_model(source: str | Path, error: Exception) -> ConfigError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    local = isinstance(error, hub.NotFoundError) or Path(model_path(source)).exists()
+    return ConfigError(f"no model {str(source)!r}: {reason if local else hub.missing(source, reason)}")
+
+
+def load_settings(source: str | Path) -> PreTrainedConfig:
+    """The model's configuration. Raises ConfigError if there is no such model, or none that transformers knows."""
+    from transformers import AutoConfig
+
+    _refuse_adapter(source)
+    try:
+        return AutoConfig.from_pretrained(hub.locate(model_path(source)))
+    except (OSError, ValueError) as error:
+        raise _no_model(source, error) from error
+
+
+def load_model(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+    attn_implementation: str = "sdpa",
+) -> PreTrainedModel:
+    """The causal language model "tiny", in a folder, or of a hub name, on its device, without dropout.
+
+    Raises ConfigError if the weights are missing or damaged, the attention's package is not there, or the logits are
+    not a linear head on the trunk.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    path = model_path(source)
+    settings = load_settings(source)
+    for name in DROPOUTS:  # the ratio of old and new policy must not depend on a mask drawn in between
+        if hasattr(settings, name):
+            setattr(settings, name, 0.0)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, config=settings, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
+    try:
+        check_model(model)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    torch.nn.Module.to(model, pick_device(device))
+    if (
+        attn_implementation != "sdpa"
+    ):  # only now: flash attention's kernels are for a GPU, and what was checked above was not
+        try:
+            model.set_attn_implementation(attn_implementation)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"attn_implementation {attn_implementation}: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, as in `load_model`. Raises ConfigError if there is no such model, or it has no EOS."""
+    from transformers import AutoTokenizer
+
+    _refuse_adapter(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(hub.locate(model_path(source)))
+    except (OSError, ValueError) as error:
+        raise _no_model(source, error) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {source} has no EOS token: a completion could not end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def eos_ids(source: str | Path, tokenizer: PreTrainedTokenizerBase, template: str = "chat") -> list[int]:
+    """Every token that ends a completion: the tokenizer's EOS, the one that ends a turn of the template, and those of
+    the model's generation config."""
+    from transformers import GenerationConfig
+
+    try:
+        more = GenerationConfig.from_pretrained(model_path(source)).eos_token_id
+    except OSError:  # not every model has one
+        more = getattr(load_settings(source), "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, turn_end(tokenizer, template)}
+    return sorted({*ends, *([more] if isinstance(more, int) else more or [])})

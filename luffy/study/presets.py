@@ -1,0 +1,65 @@
+"""Configurations in files: for one run, and for the many of an ablation (luffy/study/presets).
+
+A file holds fields of the configuration, and may have `base`, another such file whose values these go over. A file for
+one run may have `methods`, a mapping of methods to fields of theirs alone; one for an ablation has lists, `methods`
+(default: the nine of the paper) and `seeds`, and may have `variants`: mappings, each of which is run in turn with its
+values over the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import methods
+from ..config import Config, fitting, make_config, read_file
+from ..errors import ConfigError
+from ..methods import METHODS
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def read_values(path: str | Path, method: str) -> dict[str, Any]:
+    """The fields that a file sets for a method: one of the presets by its name, such as "paper", or a file of one's
+    own.
+
+    Fields that only other methods have are left out. Raises ConfigError.
+    """
+    named = PRESETS / f"{path}.yaml"
+    values = read_file(named if named.is_file() else path)
+    base, own = values.pop("base", None), values.pop("methods", None) or {}
+    if not isinstance(own, dict) or not set(own) <= set(METHODS):
+        raise ConfigError(f"{path}: `methods` is a mapping of {', '.join(METHODS)} to fields")
+    merged = {**(read_values(base, method) if base else {}), **values, **(own.get(method) or {})}
+    return fitting(merged, methods.get(method))
+
+
+def read_config(path: str | None, method: str | None) -> Config:
+    """The configuration of a file, by name or path, and a method, which the file may name; without a file, the
+    method's own (default: luffy)."""
+    if path is None:
+        return make_config(method or "luffy")
+    method = method or read_values(path, "luffy").get("method", "luffy")
+    return make_config(**{**read_values(path, method), "method": method})
+
+
+def load_preset(path: str | Path) -> dict[str, Any]:
+    """The values of a preset of an ablation: "smoke", "default", "full", another ablation_* file, or one of one's
+    own."""
+    named = PRESETS / f"ablation_{path}.yaml"
+    values = read_file(named if named.is_file() else path)
+    base = values.pop("base", None)
+    return {**(load_preset(base) if base else {}), **values}
+
+
+def default_runs_dir(name: str) -> Path:
+    """runs/`name` in the project's root: the current folder or, for a notebook in notebooks/, the one above."""
+    here = Path.cwd()
+    return (here.parent if here.name == "notebooks" else here) / "runs" / name
+
+
+def as_value(parameter: Any) -> Any:
+    """A notebook parameter that may have come as text, because `papermill -p` hands over lists so: "[0, 1, 2]"."""
+    return yaml.safe_load(parameter) if isinstance(parameter, str) else parameter

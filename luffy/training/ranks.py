@@ -1,0 +1,88 @@
+"""The processes that train one model together, one per GPU: how they share work and agree on results.
+
+Every rank runs the same trainer on the same data. A rank samples and verifies its share of the groups, then all know
+all rows; a rank computes its share of the micro-batches, then all know all log-probs. So metrics, advantages and
+random numbers do not depend on how many there are. Only the first writes to the run directory. A single process is a
+group of one, for which everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..config import Config
+from ..errors import ConfigError
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(hours=2)  # the first rank may evaluate, or write a large checkpoint, while the others wait
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """rank: this process among `size`; local_rank: among those of its machine, which is also its GPU's number."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank has given, in their order, on every rank."""
+        if self.size == 1:
+            return [value]
+        gathered: list[T | None] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered  # type: ignore[return-value]
+
+    def broadcast(self, value: T) -> T:
+        """What the first rank has given."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Adds up a tensor over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def mine(self, index: int, samplers: int | None = None) -> bool:
+        """Whether a group, or an evaluation problem, is sampled and verified here. samplers: how many ranks sample."""
+        return index % (samplers or self.size) == self.rank
+
+
+def join(config: Config) -> Ranks:
+    """Joins the ranks that a launcher (torchrun, deepspeed) has started, as its environment variables say.
+
+    Raises ConfigError if there are several and the engine trains in one process.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if config.engine.engine == "torch":
+        if size > 1:
+            raise ConfigError(f"engine torch trains in one process, not in {size}: use engine deepspeed")
+        return Ranks()
+    ranks = Ranks(int(os.environ.get("RANK", 0)), size, int(os.environ.get("LOCAL_RANK", 0)))
+    if not dist.is_initialized():
+        cuda = config.engine.device != "cpu" and torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(ranks.local_rank)
+        alone: dict[str, Any] = dict(store=dist.HashStore(), rank=0, world_size=1) if size == 1 else {}
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, **alone)
+    return ranks

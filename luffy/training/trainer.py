@@ -1,0 +1,328 @@
+"""Mixed-policy GRPO with policy shaping: the training loop.
+
+A step, as in Section 3 of the paper:
+
+    collect   the groups: rollouts of the policy, beside demonstrations of a stronger one, each with its reward (Eq. 1)
+    signal    what every token counts for: the advantage over the union of the group (Eq. 4), and its weights
+    update    policy gradient: pi/pi_old on-policy, shaped pi off-policy, mini-batch by mini-batch (Eq. 5, 6)
+    record    metrics, samples, a checkpoint
+
+Which rows are in a group and what their tokens count for is the method's to say (luffy/methods); nothing here depends
+on which method it is. Differences from the paper's text, as in its experiments: no standard deviation, pi_phi = 1.
+Difference from the reference implementation: the loss of an optimiser step is defined over its whole mini-batch
+(update.py), so that the gradient does not depend on how that is cut into micro-batches.
+
+Every random number derives from (seed, step, index), so a run that is resumed from a checkpoint goes on with the
+numbers it would have had.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from ..config import Config, check_installed
+from ..data.problems import fingerprint
+from ..data.templates import turn_end
+from ..errors import ConfigError, NonFiniteError, RunError, SamplerError
+from ..evaluation import ask
+from ..evaluation.rewards import make_reward
+from ..methods.rows import Batch, Memory, Row, Signal
+from ..model.loading import eos_ids, load_tokenizer, pick_device, tune_cpu
+from ..model.packing import MicroBatch, TokenSequence, pack
+from ..runs import RunDirectory, make_manifest
+from ..sampling.make import make_sampler
+from .clock import Clock
+from .collect import Collector
+from .engine import model_logprobs
+from .engines import load_policy, make_engine
+from .keeper import Keeper, machine_metrics
+from .metrics import Metrics, rollout_metrics
+from .problems import tokenized, training_problems
+from .ranks import Ranks, join
+from .restart import Restarting
+from .update import MiniBatch, loss_terms, mini_batches
+from .validation import Validation
+
+log = logging.getLogger(__name__)
+
+MEMORY_FILE = "memory.safetensors"
+
+Forward = Callable[[MicroBatch], tuple[Tensor, Tensor]]
+
+
+class Trainer:
+    """One run of one configuration in one run directory, from its last checkpoint or from the start.
+
+    `ranks`: the processes that train it together; each has a Trainer of its own.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, ranks: Ranks | None = None) -> None:
+        self.config, self.run = config, run
+        check_installed(config)
+        self.ranks = ranks or join(config)
+        if pick_device(config.engine.device).type == "cpu":
+            tune_cpu(config.engine.num_threads)
+        self.tokenizer = load_tokenizer(config.model)
+        self.ends = eos_ids(config.model, self.tokenizer, config.data.template)
+        day = self.ranks.broadcast(run.day())
+        problems = training_problems(config)
+        self.fingerprint = fingerprint(problems)
+        self.problems, counts = tokenized(config, problems, self.tokenizer, day)
+        families = ask.tokenize_families(ask.load_families(config), self.tokenizer, config, day)
+        found = self.ranks.broadcast(run.latest_checkpoint() if self.ranks.first else None)
+        self.model = load_policy(config, found[1] if found else config.model)
+        self.clock, self.memory = Clock(), Memory()
+        self.samplers = self._check_machine()
+        place = self.ranks.rank if self.ranks.rank < self.samplers else None
+        sampler = make_sampler(self.model, self.tokenizer, config, place)
+        per_step = config.sampling.rollout_batch_size // config.update.mini_batch_size * config.update.num_iterations
+        self.engine = make_engine(self.model, config, config.max_steps * per_step, self.ranks)
+        self.sampler = Restarting(sampler, self.engine.weights, self.ranks, self.clock)
+        self.start_step, self.totals = 0, Counter(prompts=0, generated_tokens=0, trained_tokens=0)
+        if found:
+            self.start_step, folder = found
+            self.load(folder)
+        if self.ranks.first:
+            run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts}, ranks=self.ranks.size)
+        wanted = config.method.beta and config.method.samples
+        self.reference = load_policy(config, config.model).requires_grad_(False) if wanted else None
+        self.reward = make_reward(config.reward)
+        self.collector = Collector(
+            config, self.problems, self.tokenizer, self.reward,
+            turn_end(self.tokenizer, config.data.template), self.ends, self.memory, self.clock,
+        )  # fmt: skip
+
+        self.validation = Validation(config, families, self.tokenizer, self.ends, self.reward, self.sampler, self.here)
+
+    def _check_machine(self) -> int:
+        """How many ranks sample: all, or those that have a server. Raises ConfigError for what cannot be."""
+        data, servers = self.config.data, len(self.config.sampling.vllm_servers)
+        window, positions = (
+            data.max_prompt_length + data.max_completion_length,
+            self.model.config.max_position_embeddings,
+        )
+        if window > positions:
+            raise ConfigError(
+                f"max_prompt_length + max_completion_length is {window}, the model has {positions} positions"
+            )
+        if servers > self.ranks.size:
+            raise ConfigError(f"{servers} vllm_servers for {self.ranks.size} ranks: one each at most")
+        return servers or self.ranks.size
+
+    def close(self) -> None:
+        """Ends what runs beside the trainer, and gives its memory back."""
+        self.reward.close()
+        self.sampler.close()
+        self.engine.close()
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Trains to the last step and evaluates; leaves the run directory complete."""
+        config, every = self.config, self.config.evaluation.eval_steps
+        keeper = Keeper(self.run, config, self.ranks, self.start_step)
+        try:
+            if self.start_step == 0 and every:
+                keeper.row({"step": 0, **self.validation.row()})
+            for step in range(self.start_step, config.max_steps):
+                done = step + 1
+                self.clock.clear()
+                with self.clock.phase("step"):
+                    row = {"step": done, **self.train_step(step, keeper)}
+                if every and (done % every == 0 or done == config.max_steps):
+                    with self.clock.phase("eval"):
+                        row |= self.validation.row()
+                keeper.row(row | self.clock.row() | machine_metrics(self.model.device, self.reward.counts))
+                keeper.checkpoint(done, self.save)
+            keeper.trained()
+            keeper.complete(self.validation.final(self.totals))
+        finally:
+            keeper.close()
+            self.close()
+
+    def train_step(self, step: int, keeper: Keeper | None = None) -> dict[str, float]:
+        """One pass of the algorithm. Returns the step's metrics. Raises NonFiniteError, with the batch saved."""
+        config, rows = self.config, []
+        try:
+            rows = self.collect(step)
+            batch = Batch.of(rows)
+            with self.clock.phase("signal"):
+                signal = config.method.signal(batch)
+                parts = self.mini_batches(batch, signal)
+            updates: list[dict[str, float]] = []
+            with self.clock.phase("update"):
+                for part in parts * config.update.num_iterations:
+                    updates.append(self.update(part, fresh=not updates))
+        except NonFiniteError as error:
+            raise self._failed(error, step, rows or error.rows) from error
+        config.method.remember(self.memory, batch)
+        advantages = signal.advantage[batch.first]
+        if keeper is not None:
+            keeper.samples(step + 1, lambda: self.readable(rows, advantages))
+        metrics = {name: sum(update[name] for update in updates) / len(updates) for name in (updates or [{}])[0]}
+        # of the policy that has sampled: it has moved on in the other updates
+        metrics |= {name: value for name, value in (updates or [{}])[0].items() if name.startswith("sampler_gap/")}
+        totals = {f"total/{name}": value for name, value in self.totals.items()}
+        return rollout_metrics(rows, advantages, config.method.traces_wanted()) | metrics | totals
+
+    def collect(self, step: int) -> list[Row]:
+        """All rows of a step on every rank, with rewards, by group and place. The policy is not changed."""
+        share = [group for group in range(self.config.sampling.rollout_batch_size) if self.here(group)]
+        if self.config.method.samples:
+            mine = self.sampler.use(lambda sampler: self.collector.collect(step, sampler, share))
+        else:
+            mine = self.collector.collect(step, self.sampler.sampler, share)
+        rows = sorted((row for rows in self.ranks.gather(mine) for row in rows), key=lambda row: (row.group, row.index))
+        self.totals["prompts"] += self.config.sampling.rollout_batch_size
+        self.totals["generated_tokens"] += sum(len(row.token_ids) - row.foreign for row in rows)
+        return rows
+
+    def mini_batches(self, batch: Batch, signal: Signal) -> list[MiniBatch]:
+        """The step's rows by optimiser step, with the log-probs that do not depend on later updates."""
+        config = self.config
+        parts = mini_batches(
+            batch,
+            signal,
+            config.update.mini_batch_size,
+            self.pack,
+            loss_type=config.update.loss_type,
+            window=config.data.max_completion_length,
+            device=self.model.device,
+        )
+        for part in parts:
+            if config.update.recompute_old_logp:
+                part.old_logp = self.logprobs(part.micro_batches, len(part.old_logp), self.engine.token_logprobs)
+            if self.reference is not None:
+                part.reference_logp = self.logprobs(part.micro_batches, len(part.old_logp), self.reference_logprobs)
+        return parts
+
+    def update(self, part: MiniBatch, *, fresh: bool = True) -> dict[str, float]:
+        """One optimiser step. fresh: the policy is still the one that has sampled the rows, so that its log-probs must
+        be the sampler's. Raises SamplerError if they are not; the weights are then as they were."""
+        config = self.config
+        metrics = Metrics(self.model.device)
+        for batch in part.micro_batches:
+            logp, entropy = self.engine.token_logprobs(batch)
+            cap = config.sampling.vllm_importance_sampling_cap
+            terms = loss_terms(part, batch.token_index, logp, entropy, config.method, metrics, cap)
+            self.engine.backward(torch.stack(list(terms.values())).sum())
+        values = metrics.values(self.ranks)
+        gap, limit = values["sampler_gap/mean"], config.sampling.sampler_gap_limit
+        if fresh and gap > limit:
+            raise SamplerError(
+                f"the sampler's log-probs differ from the trainer's by {gap:.3f} nats on average (sampler_gap_limit "
+                f"{limit}): it does not have the policy's weights"
+            )
+        self.totals["trained_tokens"] += len(part.old_logp)
+        return self.engine.step() | values
+
+    # --- beside the algorithm ------------------------------------------------------------------------------------
+
+    def here(self, index: int) -> bool:
+        """Whether a group of the step, or an evaluation problem, is sampled and verified on this rank."""
+        return self.ranks.mine(index, self.samplers)
+
+    def pack(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
+        """This rank's micro-batches of the sequences. All attention but sdpa takes one packed row at a time."""
+        update = self.config.update
+        return pack(
+            sequences,
+            row_tokens=update.row_tokens,
+            micro_batch_tokens=update.micro_batch_tokens if self.config.engine.attn_implementation == "sdpa" else 1,
+            pad_id=self.tokenizer.pad_token_id,
+            part=self.ranks.rank,
+            parts=self.ranks.size,
+        )
+
+    @torch.no_grad()
+    def logprobs(self, micro_batches: Sequence[MicroBatch], tokens: int, forward: Forward) -> Tensor:
+        """(tokens,) float32: log-probs of the tokens of this rank's micro-batches, in their places."""
+        flat = torch.zeros(tokens, device=self.model.device)
+        for batch in micro_batches:
+            batch = batch.to(flat.device)
+            flat[batch.token_index] = forward(batch)[0]
+        return flat
+
+    def reference_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        assert self.reference is not None
+        return model_logprobs(self.reference, batch, self.config)
+
+    def save(self, folder: Path, step: int) -> None:
+        """Fills a checkpoint folder: model, tokenizer, optimiser, what the method remembers, where the run stands."""
+        self.engine.save(folder, self.tokenizer)
+        if self.ranks.first:
+            state = {"step": step, "totals": dict(self.totals), "data": self.fingerprint}
+            (folder / "trainer.json").write_text(json.dumps(state))
+            if self.memory.starts:
+                save_file(self.memory.arrays(), folder / MEMORY_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Takes up what `save` wrote, but for the model. Raises RunError if it is of other data."""
+        state = json.loads((folder / "trainer.json").read_text())
+        if state["data"] != self.fingerprint:
+            raise RunError(f"{self.config.data.dataset} is not the data that {self.run.path} was trained on so far")
+        self.totals.update(state["totals"])
+        if (folder / MEMORY_FILE).exists():
+            self.memory.restore(load_file(folder / MEMORY_FILE))
+        self.engine.load_optimizer(folder)
+
+    def readable(self, rows: Sequence[Row], advantages: Tensor, groups: int = 2) -> list[dict[str, Any]]:
+        """The first groups of a step as a person wants to see them."""
+        return [
+            {
+                "prompt": self.problems[row.problem].prompt_text,
+                "answer": self.problems[row.problem].problem.answer,
+                "completion": row.text,
+                "off_policy": row.off_policy,
+                "foreign_tokens": row.foreign,
+                "reward": row.reward if row.judged else None,
+                "advantage": round(advantage, 6),
+                "truncated": row.truncated,
+            }
+            for row, advantage in zip(rows, advantages.tolist(), strict=True)
+            if row.group < groups
+        ]
+
+    def _failed(self, error: NonFiniteError, step: int, rows: Sequence[Row]) -> NonFiniteError:
+        """The error with the step and phase in which it came up, its rows saved."""
+        rank = f"-rank-{self.ranks.rank}" if self.ranks.size > 1 else ""
+        saved = self.run.path / f"failed-step-{step + 1:06d}{rank}.pt"
+        batch = [
+            {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in vars(row).items()}
+            for row in rows
+        ]
+        torch.save({"step": step + 1, "phase": self.clock.failed, "rows": batch}, saved)
+        return NonFiniteError(f"step {step + 1}, {self.clock.failed}: {error}. The batch is in {saved}")
+
+
+def train(config: Config, run_dir: str | Path) -> RunDirectory:
+    """Trains a configuration in a run directory, stage by stage, or goes on where it was left; returns the run.
+
+    Raises RunError if the directory is taken or holds another configuration, ConfigError for an impossible one.
+    """
+    run, ranks = RunDirectory(run_dir), join(config)
+    with run.locked() if ranks.first else nullcontext():
+        if ranks.first:
+            run.start(config, make_manifest(config.seed))
+        for stage, path in run.stages(config):
+            if ranks.first and path != run.path:
+                RunDirectory(path).start(stage, make_manifest(stage.seed))
+            if not ranks.broadcast(RunDirectory(path).is_complete):
+                Trainer(stage, RunDirectory(path), ranks).train()
+    return run
+
+
+def resume(run_dir: str | Path) -> RunDirectory:
+    """Goes on with the run in a directory; does nothing if it is complete. Raises RunError if there is none."""
+    return train(RunDirectory(run_dir).config(), run_dir)

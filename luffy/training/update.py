@@ -1,0 +1,146 @@
+"""What one optimiser step learns from, and the terms of its loss.
+
+Each term is a sum over tokens divided by its own denominator, which is taken over the whole mini-batch beforehand. So
+the sum over micro-batches, and over ranks, is the mini-batch's loss, and its gradient does not depend on how it was
+cut:
+
+    policy      -sum(weight x ratio x advantage) / rows x window, or another denominator (objective.policy_scale)
+    likelihood  -sum(weight x log-prob) / tokens with a weight
+    entropy     -coefficient x sum(entropy) / tokens
+    KL          beta x sum(k3 estimate) / own tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..methods import Method
+from ..methods.rows import Batch, Row, Signal
+from ..model.packing import MicroBatch, TokenSequence
+from ..objective import loss_metrics, policy_scale, token_losses
+from .metrics import GAP_BOUND, Metrics
+
+Pack = Callable[[Sequence[TokenSequence]], list[MicroBatch]]
+
+
+@dataclass
+class MiniBatch:
+    """Rows that take part in one optimiser step, and their tokens on one flat axis (N,), on the model's device.
+
+    signal: what every token counts for; scale: its factor in the policy term. micro_batches: this rank's share, packed
+    once. sampler_logp: log-probs of those who wrote the tokens; old_logp: of own tokens under the policy that has
+    sampled; reference_logp: under the model of the KL term. The last two are only set where this rank computes.
+    """
+
+    rows: Sequence[Row]
+    signal: Signal
+    scale: Tensor
+    micro_batches: list[MicroBatch]
+    sampler_logp: Tensor
+    old_logp: Tensor
+    reference_logp: Tensor | None = None
+    likelihood_tokens: int = field(init=False)
+    tokens: int = field(init=False)
+    own_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        active = (self.signal.policy != 0) | (self.signal.likelihood != 0)
+        self.likelihood_tokens = max(1, int((self.signal.likelihood != 0).sum()))
+        self.tokens = max(1, int(active.sum()))
+        self.own_tokens = max(1, int((active & ~self.signal.foreign).sum()))
+
+
+def mini_batches(
+    batch: Batch, signal: Signal, groups: int, pack: Pack, *, loss_type: str, window: int, device: torch.device
+) -> list[MiniBatch]:
+    """A step's rows in mini-batches of so many groups. Rows none of whose tokens has a weight take no part.
+
+    batch's rows are in the order of their groups. pack: sequences to this rank's micro-batches.
+    """
+    active = (signal.policy != 0) | (signal.likelihood != 0)
+    learned = torch.zeros(len(batch.rows), dtype=torch.bool).index_put((signal.rows[active],), torch.tensor(True))
+    parts: dict[int, list[int]] = {}
+    for i, row in enumerate(batch.rows):
+        if learned[i]:
+            parts.setdefault(row.group // groups, []).append(i)
+    made = []
+    for _, chosen in sorted(parts.items()):
+        at = torch.isin(signal.rows, torch.tensor(chosen))
+        part = signal.at(at).to(device)
+        logprobs = batch.logprobs[at].to(device)
+        rows = [batch.rows[i] for i in chosen]
+        made.append(
+            MiniBatch(
+                rows,
+                part,
+                policy_scale(part.policy, part.rows - part.rows[0], loss_type=loss_type, window=window),
+                [micro.to(device) for micro in pack([TokenSequence(row.prompt_ids, row.token_ids) for row in rows])],
+                sampler_logp=logprobs,
+                old_logp=logprobs,
+            )
+        )
+    return made
+
+
+def loss_terms(
+    mini: MiniBatch,
+    at: Tensor,
+    logp: Tensor,
+    entropy: Tensor,
+    method: Method,
+    metrics: Metrics,
+    importance_cap: float | None = None,
+) -> dict[str, Tensor]:
+    """The terms of the loss that some tokens contribute, by name, and what is logged of them.
+
+    at: (M,) int64, their places on the flat axis; logp, entropy: (M,) with gradient. importance_cap: own tokens are
+    weighted with min(cap, old policy's probability / sampler's).
+    """
+    signal = method.live(mini.signal.at(at), logp.detach(), entropy.detach())
+    foreign, own = signal.foreign, ~signal.foreign
+    old, sampler = mini.old_logp[at], mini.sampler_logp[at]
+    advantage, weight = signal.advantage, torch.ones_like(signal.advantage)
+    if importance_cap is not None:
+        weight = torch.where(own, (old - sampler).exp().clamp(max=importance_cap), weight)
+        advantage = weight * advantage
+
+    weights = mini.signal.policy[at]
+    part = weights != 0
+    losses = token_losses(logp[part], old[part], advantage[part], foreign[part], method.ratios, signal.teacher[part])
+    # live may have changed the weight, not the denominator
+    scale = mini.scale[at][part] * (signal.policy[part] / weights[part])
+    terms = {"policy": (losses.losses * scale).sum()}
+    imitated = mini.signal.likelihood[at] != 0
+    if imitated.any():
+        terms["likelihood"] = -(signal.likelihood * logp)[imitated].sum() / mini.likelihood_tokens
+    active = part | imitated
+    if method.entropy_coef:
+        terms["entropy"] = -method.entropy_coef * entropy[active].sum() / mini.tokens
+    divergence = torch.zeros_like(terms["policy"])
+    if mini.reference_logp is not None:
+        gap = (mini.reference_logp[at] - logp)[active & own]
+        divergence = (gap.exp() - gap - 1).sum() / mini.own_tokens  # the estimator of Schulman's k3
+        terms["kl"] = method.beta * divergence
+
+    metrics.totals({"pg_loss": terms["policy"], "kl": divergence})
+    metrics.means(loss_metrics(losses, logp[part], old[part], foreign[part]))
+    moved, mismatch = (logp - old)[own].abs(), (logp - sampler)[own].abs()
+    metrics.means(
+        {
+            "sft_loss": -logp[foreign],
+            "off_policy_prob": logp[foreign].exp(),
+            "entropy": entropy,
+            "entropy/on": entropy[own],
+            "entropy/off": entropy[foreign],
+            "old_logp_gap/mean": moved,
+            "sampler_gap/mean": mismatch,
+            "sampler_gap/above": mismatch > GAP_BOUND,
+            "importance_weight": weight[own],
+        }
+    )
+    metrics.maxima({"old_logp_gap/max": moved, "sampler_gap/max": mismatch})
+    return terms

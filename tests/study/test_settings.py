@@ -1,0 +1,163 @@
+"""Vetted values: of every method, and of every shipped configuration, each with its source.
+
+A value that a published or paper-sized result depends on stands here once more, written down by hand. P4, PC1: the
+paper (arXiv 2504.14945v5), Section 4 and App. C.1. R: the reference implementation, exp_scripts/*.sh. O: OpenRLHF's
+flags, with which the reference trains SFT. Q: the pilot of README, "The embedded world". Ours: our own choice.
+"""
+
+import pytest
+
+from luffy import ConfigError, RunDirectory, make_config
+from luffy.methods import PAPER_METHODS
+from luffy.study.experiments import preset_jobs
+from luffy.study.presets import PRESETS, load_preset, read_values
+
+CLIP = {"epsilon": 0.2, "epsilon_high": None}  # R: cliprange
+NO_CLIP = {"epsilon": None, "epsilon_high": None}  # P4: "clipping is removed"
+RL = {
+    "scale_rewards": "none",
+    "beta": 0.0,
+    "entropy_coef": 1e-4,
+    "mask_truncated_completions": False,
+}  # P4 (Dr. GRPO), R
+SHAPED = {"off_shaping": "regularized", "gamma": 0.1}  # P4, Eq. 6
+TRACE = {"num_off_policy": 1, "trace_share": 1.0}  # P4: one of eight; R: sample_target_ratio
+WHOLE = {"prefix_strategy": "random", "prefix_min": 1.0, "prefix_max": 1.0, "prefix_shared": False}  # R
+MIXED = {**RL, **TRACE, **WHOLE, "baseline": "union", "off_ratio": "pi"}  # Eq. 4; P4: pi_phi = 1
+METHODS = {
+    "on_policy": {**RL, **CLIP, "on_shaping": "none"},
+    "on_policy_shaping": {**RL, **CLIP, "on_shaping": "regularized", "on_gamma": 0.1},  # Table 4
+    "on_policy_no_clip": {**RL, **NO_CLIP, "on_shaping": "none"},  # Table 4
+    "mixed": {**MIXED, **CLIP, "off_shaping": "none"},  # Table 4
+    "mixed_shaping": {**MIXED, **CLIP, **SHAPED},  # Table 4
+    "luffy": {**MIXED, **NO_CLIP, **SHAPED},
+    "sft": {"sft_loss_coef": 1.0, "entropy_coef": 0.0, "num_off_policy": 1, "sft_learning_rate": 1e-3},  # Q
+    "rl_sft_loss": {**RL, **TRACE, **NO_CLIP, "sft_loss_coef": 0.03},  # R: loss_remove_clip; Q
+    "sft_rl": {**RL, **CLIP, "num_off_policy": 1, "sft_learning_rate": 1e-3, "first_stage_steps": 0,
+               "complement": "tinyworld", "complement_split": "complement"},
+}  # fmt: skip
+PAPER = {
+    "rollout_batch_size": 128, "mini_batch_size": 64, "num_generations": 8, "temperature": 1.0,  # P4
+    "max_prompt_length": 1024, "max_completion_length": 8192,  # R
+    "learning_rate": 1e-6, "lr_scheduler_type": "constant", "weight_decay": 0.01, "adam_beta2": 0.999,  # R
+    "max_steps": 500, "beta": 0.0, "eval_temperature": 0.6, "num_iterations": 1, "loss_type": "dr_grpo",  # P4, PC1
+    "max_grad_norm": 1 / 64,  # R: 1.0, on a gradient 64 times ours
+    "entropy_coef": 8.4e-5,  # R: 0.001 for each of 5.4 micro-batches of 64 sequences
+    "dataset": "Elliott/Openr1-Math-46k-8192", "model": "Elliott/Qwen2.5-Math-7B-16k-think",  # R
+    "template": "paper", "think_format": True, "precision": "bfloat16", "recompute_old_logp": True,  # PC1, R
+}  # fmt: skip
+QUARTER = {"rollout_batch_size": 32, "mini_batch_size": 16, "max_completion_length": 4096, "engine": "torch"}  # ours
+CONFIGURATIONS = {
+    "paper": PAPER,
+    "paper_plus": {**PAPER, "max_steps": 860},  # P4: LUFFY with a dagger
+    "paper_1.5b": {**PAPER, "model": "models/Qwen2.5-Math-1.5B-16k-think"},  # Table 3
+    "paper_7b_instruct": {**PAPER, "model": "Qwen/Qwen2.5-7B-Instruct"},  # Table 3
+    "paper_llama": {**PAPER, "model": "meta-llama/Llama-3.1-8B", "template": "llama", "think_format": False,
+                    "dataset": "data/easy/train.parquet"},  # R: reward 4; Figure 4
+    "four_gpus": {**PAPER, "zero_stage": 3, "vllm_gpu_memory_utilization": 0.45},  # ours
+    "one_gpu": {**PAPER, **QUARTER, "model": "models/Qwen2.5-Math-1.5B-16k-think"},  # ours
+}  # fmt: skip
+PAPER_SFT = {
+    "max_steps": 1071,
+    "warmup_steps": 214,
+    "sft_learning_rate": 5e-5,
+    "entropy_coef": 0.0,
+    "max_grad_norm": 1.0,
+}
+SUPERVISED = {  # O: three epochs in batches of 64, warm-up of a tenth, learning rate 5e-5
+    "paper": PAPER_SFT,
+    "paper_plus": PAPER_SFT,
+    "paper_1.5b": PAPER_SFT,
+    "paper_7b_instruct": PAPER_SFT,
+    "paper_llama": {**PAPER_SFT, "max_steps": 171, "warmup_steps": 34},
+    "four_gpus": PAPER_SFT,
+    "one_gpu": {**PAPER_SFT, "max_steps": 4284, "warmup_steps": 856},
+}
+PUBLISHED = {  # Q, fixed before the published seeds were run
+    "max_steps": 300, "num_problems": 1000, "difficulties": [3, 4, 5, 6], "rollout_batch_size": 16,
+    "mini_batch_size": 8, "num_generations": 8, "temperature": 1.0, "entropy_coef": 1e-4, "learning_rate": 3e-4,
+    "warmup_steps": 5, "weight_decay": 0.01, "max_grad_norm": 1.0, "max_completion_length": 96, "model": "tiny",
+    "final_eval_problems": 500, "final_eval_samples": 8, "eval_problems": 200, "eval_temperature": 0.6,
+}  # fmt: skip
+FEW = {"final_eval_problems": 100, "final_eval_samples": 4}
+ABLATIONS = {
+    "full": PUBLISHED,
+    "hard": {**PUBLISHED, **FEW, "difficulties": [5, 6]},  # Figure 4
+    "easy": {**PUBLISHED, **FEW, "difficulties": [3, 4]},  # Figure 4
+    "gamma": PUBLISHED,
+    "sensitivity": {**PUBLISHED, "max_steps": 150, "eval_problems": 60, "final_eval_samples": 4},
+    "default": {"max_steps": 200, "learning_rate": 3e-4, "rollout_batch_size": 16},
+    "smoke": {"max_steps": 3, "rollout_batch_size": 4, "mini_batch_size": 2},
+}
+
+
+def configuration(name, method="luffy"):
+    return make_config(**{**read_values(name, method), "method": method})
+
+
+def shown(config, expected):
+    values = config.to_dict()
+    return {name: values[name] for name in expected}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods(method):
+    config = make_config(method)
+    assert shown(config, METHODS[method]) == METHODS[method]
+    linear = {"lr_scheduler_type": "linear", "max_grad_norm": 1.0}  # O; ours
+    assert shown(config, linear) == (linear if method == "sft" else {**linear, "lr_scheduler_type": "constant"})
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configurations(name):
+    assert shown(configuration(name), CONFIGURATIONS[name]) == CONFIGURATIONS[name]
+    assert shown(configuration(name, "sft"), SUPERVISED[name]) == SUPERVISED[name]
+    if name != "paper_plus":
+        assert configuration(name, "rl_sft_loss").method.sft_loss_coef == pytest.approx(5.4 / 64, rel=0.01)  # R: 1.0
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations(name):
+    for job in preset_jobs(load_preset(name), "runs"):
+        if job.config.method.name != "luffy":
+            continue
+        values = ABLATIONS[name] if not job.variant else {}
+        assert shown(job.config, values) == values
+    preset = load_preset(name)
+    assert preset["seeds"] == ([0] if name in ("default", "smoke", "sensitivity") else [0, 1, 2])
+
+
+def test_every_file_and_method_is_in_the_tables():
+    files = {path.stem for path in PRESETS.glob("*.yaml")}
+    assert files == {*CONFIGURATIONS, *(f"ablation_{name}" for name in ABLATIONS)}
+    assert set(METHODS) == set(PAPER_METHODS)
+
+
+@pytest.mark.parametrize("method", PAPER_METHODS)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_every_file_is_a_configuration_of_every_method(name, method):
+    config = configuration(name, method)
+    assert config.method.name == method and config.engine.precision == "bfloat16" and config.sampling.sampler == "vllm"
+
+
+def test_stages_of_the_paper(tmp_path):
+    (first, _), (last, _) = RunDirectory(tmp_path).stages(configuration("paper", "sft_rl"))
+    assert first.method.name == "sft" and first.max_steps == 1071 and first.method.sft_learning_rate == 5e-5
+    assert first.update.max_grad_norm == 1.0 and last.data.dataset == "Elliott/Openr1-Math-48k-Complement"
+
+
+def test_epochs_of_supervised_training():
+    for name, problems in (("paper", 45_714), ("paper_llama", 7_300), ("one_gpu", 45_714)):  # three epochs of each set
+        sft = configuration(name, "sft")
+        assert sft.max_steps * sft.sampling.rollout_batch_size == pytest.approx(3 * problems, rel=0.01)
+        assert sft.update.warmup_steps == pytest.approx(0.1 * sft.max_steps * 2, abs=1)
+
+
+def test_files_of_ones_own(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: paper\nsteps: 7\nmethods: {sft: {steps: 9}}\n")
+    assert configuration(mine).max_steps == 7 and configuration(mine, "sft").max_steps == 9
+    assert configuration(mine).update.learning_rate == 1e-6
+    mine.write_text("methods: {lufy: {steps: 9}}\n")
+    with pytest.raises(ConfigError, match="`methods` is a mapping"):
+        configuration(mine)

@@ -1,0 +1,226 @@
+"""DeepSpeed on CPUs with gloo, in one and two real processes: the numbers of the torch engine, and exact resumption."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luffy import make_config, train
+from luffy.evaluation.rewards import make_reward
+from luffy.runs import RunDirectory
+
+pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+
+WORKER = Path(__file__).with_name("ranks_worker.py")
+SMALL = dict(
+    steps=5, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48, num_problems=40,
+    eval_steps=0, final_eval_problems=0, final_eval_samples=2, micro_batch_tokens=256, save_steps=4, warmup_steps=0,
+    device="cpu",
+)  # fmt: skip
+STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
+CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES]
+
+
+def launch(ranks, jobs, folder):
+    """Trains the jobs, each (run directory, method, fields), in so many ranks; a single one is this process."""
+    if ranks == 1:
+        for path, method, values in jobs:
+            train(make_config(method, **values) if method else RunDirectory(path).config(), path)
+        return
+    listed = folder / f"jobs-{ranks}-{len(list(folder.iterdir()))}.json"
+    listed.write_text(json.dumps([[str(path), method, values] for path, method, values in jobs]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*command, str(WORKER), str(listed)], capture_output=True, text=True, timeout=400,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def deepspeed(stage, offload, **values):
+    return {**SMALL, "engine": "deepspeed", "zero_stage": stage, "offload_optimizer": offload, **values}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Every stage in one and two ranks, two ranks with other micro-batches, and supervised, each trained once."""
+    folder = tmp_path_factory.mktemp("deepspeed")
+    for ranks in (1, 2):
+        jobs = [(folder / f"z{z}{'o' * o}-{n}", "luffy", deepspeed(z, o)) for n, z, o in CASES if n == ranks]
+        if ranks == 2:
+            one_row = dict(row_tokens=4096, micro_batch_tokens=4096)  # one micro-batch: the second rank has none
+            jobs += [(folder / f"one-row-z{z}", "luffy", deepspeed(z, False, **one_row)) for z in (2, 3)]
+            two_stages = deepspeed(3, False, steps=2, first_stage_steps=1, sample_steps=1)
+            jobs.append((folder / "two-stages", "sft_rl", two_stages))
+            jobs += [
+                (folder / f"sft{'o' * o}", "sft", deepspeed(2, o, rollout_batch_size=16, mini_batch_size=16))
+                for o in (False, True)
+            ]
+            jobs += [
+                (
+                    folder / f"bf16-z{z}",
+                    "luffy",
+                    deepspeed(z, False, precision="bfloat16", recompute_old_logp=True, gradient_checkpointing=True),
+                )
+                for z in (2, 3)
+            ]
+        launch(ranks, jobs, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_torch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torch")
+    sft = {**SMALL, "rollout_batch_size": 16, "mini_batch_size": 16}
+    return {
+        "luffy": train(make_config("luffy", **SMALL), folder / "luffy"),
+        "sft": train(make_config("sft", **sft), folder / "sft"),
+        "bf16": train(make_config("luffy", **SMALL, precision="bfloat16", recompute_old_logp=True), folder / "bf16"),
+    }
+
+
+def weights(run):
+    return load_file(run.path / "final" / "model.safetensors")
+
+
+def differences(a, b):
+    """Largest difference of a metric over all steps, by name, and of a weight."""
+    rows = list(zip(a.metrics(), b.metrics(), strict=True))
+    names = [name for name in rows[-1][0] if not name.startswith(("time/", "machine/"))]
+    first, second = weights(a), weights(b)
+    weight = max((first[name] - second[name].to(first[name].dtype)).abs().max().item() for name in first)
+    return {name: max(abs(x.get(name, 0) - y.get(name, 0)) for x, y in rows) for name in names}, weight
+
+
+@pytest.mark.parametrize(("ranks", "stage", "offload"), CASES)
+def test_same_numbers_as_the_torch_engine(folder, by_torch, ranks, stage, offload):
+    """Losses, gradient norms and every other metric over ten optimiser steps, and the weights after them."""
+    run = RunDirectory(folder / f"z{stage}{'o' * offload}-{ranks}")
+    metrics, weight = differences(by_torch["luffy"], run)
+    assert max(metrics.values()) < 1e-4, metrics
+    assert weight < 2e-5
+    assert json.loads((run.path / "manifest.json").read_text())["ranks"] == ranks
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_rank_without_micro_batches(folder, by_torch, stage):
+    metrics, weight = differences(by_torch["luffy"], RunDirectory(folder / f"one-row-z{stage}"))
+    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_every_micro_batch_counts_in_supervised_training(folder, by_torch, offload):
+    """Published SFT baselines suffered from an offloaded optimiser that kept the first micro-batch's gradient only."""
+    run = RunDirectory(folder / f"sft{'o' * offload}")
+    lengths = [row["total/trained_tokens"] for row in run.metrics()]
+    assert lengths[0] > 2 * 256  # several micro-batches in each rank
+    metrics, weight = differences(by_torch["sft"], run)
+    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_bfloat16_with_master_weights(folder, by_torch, stage):
+    run = RunDirectory(folder / f"bf16-z{stage}")
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.bfloat16}
+    rows = list(zip(run.metrics(), by_torch["bf16"].metrics(), strict=True))
+    # the sampled texts part ways after a while, the first step's do not
+    assert abs(rows[0][0]["sft_loss"] - rows[0][1]["sft_loss"]) < 0.05
+    assert all(row["sampler_gap/mean"] < 0.1 for row, _ in rows)
+    shard = load_file(run.path / "final" / "optimizer" / "00001-of-00002.safetensors")
+    assert {tensor.dtype for tensor in shard.values()} == {torch.float32}
+
+
+def test_checkpoint_is_sharded_and_loads_with_plain_transformers(folder):
+    from transformers import AutoModelForCausalLM
+
+    final = folder / "z3-2" / "final"
+    shards = [load_file(path) for path in sorted((final / "optimizer").glob("*-of-00002.safetensors"))]
+    assert [path.name for path in final.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all there are
+    sizes = [sum(tensor.numel() for tensor in shard.values()) for shard in shards]
+    model = AutoModelForCausalLM.from_pretrained(final)
+    assert sum(sizes) == 3 * model.num_parameters() and max(sizes) < 1.2 * min(sizes)
+    whole = {name: tensor for shard in shards for name, tensor in shard.items()}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(whole[f"{name}/fp32"], parameter)
+
+
+def test_two_stages(folder):
+    """The second goes on from the first's checkpoint; only the first rank writes samples."""
+    run, first = RunDirectory(folder / "two-stages"), RunDirectory(folder / "two-stages" / "first_stage")
+    assert run.is_complete and first.is_complete and first.config().supervised
+    assert len(first.metrics()) == 1 and len(run.metrics()) == 2
+    assert sorted(path.name for path in (run.path / "samples").iterdir()) == ["step-000001.json", "step-000002.json"]
+
+
+def test_memory_is_given_back(tmp_path):
+    """DeepSpeed keeps references to the model for good; a run with two stages must not hold two."""
+    from luffy.training.trainer import Trainer
+
+    for stage in (2, 3):
+        trainer = Trainer(make_config("luffy", **deepspeed(stage, False)), RunDirectory(tmp_path / str(stage)))
+        trainer.reward = make_reward(trainer.config)
+        trainer.train_step(0)
+        inner = trainer.engine.engine.optimizer.optimizer
+        held = [*trainer.model.parameters(), *(t for state in inner.state.values() for t in state.values())]
+        assert len(held) > 38 and sum(t.untyped_storage().nbytes() for t in held) > 0
+        trainer.engine.close()
+        assert sum(t.untyped_storage().nbytes() for t in held) == 0
+        trainer.reward.close()
+
+
+def interrupted(run, to):
+    """A copy of a run as if it had been killed after its second checkpoint (step 4 of 5)."""
+    shutil.copytree(run, to, symlinks=True)
+    (to / "evaluation.json").unlink()
+    (to / "final").unlink()
+    shutil.rmtree(to / "checkpoints" / "step-000005")
+    return to
+
+
+def test_resumes_exactly_and_with_another_number_of_ranks(folder, tmp_path):
+    same = [interrupted(folder / name, tmp_path / name) for name in ("z2-2", "z3o-2")]
+    fewer = [interrupted(folder / name, tmp_path / f"{name}-by-1") for name in ("z3-2", "z1o-2")]
+    more = [interrupted(folder / name, tmp_path / f"{name}-by-2") for name in ("z3-1",)]
+    launch(2, [(path, "", {}) for path in (*same, *more)], tmp_path)
+    launch(1, [(path, "", {}) for path in fewer], tmp_path)
+    for path in same:
+        metrics, weight = differences(RunDirectory(folder / path.name), RunDirectory(path))
+        assert max(metrics.values()) == weight == 0.0, path
+    for path in (*fewer, *more):
+        metrics, weight = differences(RunDirectory(folder / path.name.split("-by")[0]), RunDirectory(path))
+        assert max(metrics.values()) < 1e-4 and weight < 2e-5, path
+
+
+def test_missing_optimiser_state_is_an_error(folder, tmp_path):
+    from luffy.errors import RunError
+    from luffy.training.trainer import Trainer
+
+    path = interrupted(folder / "z2-1", tmp_path / "run")
+    shard = next((path / "checkpoints" / "step-000004").glob("optimizer/*"))
+    run = RunDirectory(path)
+    trainer = Trainer(run.config(), run)
+    shard.unlink()
+    with pytest.raises(RunError, match="no optimiser state of"):
+        trainer.engine.load_optimizer(shard.parent.parent)
+
+
+def test_command_line(tmp_path):
+    """`luffy train --nproc 2`, and an error in every rank that ends all of them."""
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**SMALL, "steps": 2}.items()]
+    command = [sys.executable, "-m", "luffy.cli", "train", "--nproc", "2", "--run-dir", str(tmp_path / "run"), *flags]
+    command += ["--final-eval-problems", "3", "--eval-steps", "2", "--eval-problems", "3"]
+    done = subprocess.run([*command, "--engine", "deepspeed"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = RunDirectory(tmp_path / "run")
+    assert done.stderr.count("step 2/2: reward") == 1 and run.is_complete
+    alone = train(run.config().replace(engine="torch"), tmp_path / "alone")
+    assert run.evaluation()["families"] == alone.evaluation()["families"]  # the ranks share the problems
+    assert run.metrics()[0].items() >= {"step": 0, "eval/id": alone.metrics()[0]["eval/id"]}.items()
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode != 0 and "--nproc 2 needs engine deepspeed" in refused.stderr

@@ -1,0 +1,169 @@
+"""Determinism, and resuming after real kills: the same metrics and weights to the bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import assert_same_run, comparable
+
+from luffy import RunError, Trainer, make_config, resume, train
+from luffy.runs import RunDirectory, damage
+
+
+@pytest.fixture(scope="module")
+def luffy_run(tmp_path_factory, short_run):
+    return train(make_config("luffy", **short_run), tmp_path_factory.mktemp("runs") / "luffy")
+
+
+def test_same_configuration_same_bits(luffy_run, tmp_path):
+    assert_same_run(train(luffy_run.config(), tmp_path / "again"), luffy_run)
+
+
+def test_seed_changes_the_run(luffy_run, tmp_path):
+    other = train(luffy_run.config().replace(seed=1), tmp_path / "other")
+    assert comparable(other.metrics())[1:] != comparable(luffy_run.metrics())[1:]
+
+
+def kill_and_resume(directory, config, delays):
+    """Starts `luffy` as a user would, kills it after each delay (s, from the first sign of training), then resumes."""
+    run = RunDirectory(directory)
+    run.start(config, {})
+    command = [sys.executable, "-m", "luffy.cli", "resume", str(directory)]
+    killed = 0
+    for delay in delays:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        known, deadline = len(run.metrics()), time.monotonic() + 60
+        while process.poll() is None and len(run.metrics()) <= known and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    return killed, run
+
+
+def test_killed_at_random_moments_equals_uninterrupted(tmp_path, short_run):
+    """kill -9, several times, at moments that differ between runs of this test."""
+    config = make_config("luffy", **{**short_run, "steps": 14})
+    reference = train(config, tmp_path / "whole")
+    seed = random.randrange(10**6)
+    rng = random.Random(seed)
+    killed, run = kill_and_resume(tmp_path / "killed", config, [rng.uniform(0, 0.5) for _ in range(3)])
+    print(f"delays from seed {seed}, {killed} kills")
+    assert killed >= 1
+    assert_same_run(run, reference)
+
+
+def test_killed_during_a_checkpoint(tmp_path, short_run, luffy_run):
+    """A process that dies after writing half of a checkpoint leaves one that is not taken for whole."""
+    directory = tmp_path / "half"
+    code = (
+        "import os, sys, luffy.runs\n"
+        "from luffy import resume\n"
+        "write = luffy.runs.write_json\n"
+        "def dying(path, value):\n"
+        "    if path.name == 'checkpoint.json' and value['step'] == 4:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    write(path, value)\n"
+        "luffy.runs.write_json = dying\n"
+        "resume(sys.argv[1])\n"
+    )
+    run = RunDirectory(directory)
+    run.start(luffy_run.config(), {})
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True).returncode == -signal.SIGKILL
+    )
+    assert (directory / "checkpoints" / ".writing-step-000004").is_dir()
+    assert run.latest_checkpoint()[0] == 2
+    assert_same_run(resume(directory), luffy_run)
+
+
+def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path, luffy_run):
+    """Both checkpoints damaged: the run starts over, and what it saves then is kept and used."""
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    for checkpoint in (directory / "checkpoints").iterdir():
+        (checkpoint / "optimizer.pt").write_bytes(b"")
+    run = RunDirectory(directory)
+    one = Trainer(run.config(), run)
+    assert one.start_step == 0
+    run.save_checkpoint(2, one.save, keep=1)
+    one.close()
+    assert run.latest_checkpoint()[0] == 2
+    assert [path.name for path in (directory / "checkpoints").iterdir()] == ["step-000002"]
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "missing", "list"])
+def test_damaged_checkpoint_is_passed_over(tmp_path, luffy_run, harm, caplog):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    newest = directory / "checkpoints" / "step-000004"
+    file = newest / "model.safetensors"
+    if harm == "cut":
+        os.truncate(file, 1000)
+    elif harm == "flip":
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    elif harm == "missing":
+        (newest / "optimizer.pt").unlink()
+    else:
+        (newest / "checkpoint.json").write_text('{"step": 4')
+    assert damage(newest) is not None
+    run = resume(directory)
+    assert "is damaged" in caplog.text and "the one before it" in caplog.text
+    assert_same_run(run, luffy_run)
+
+
+def test_missing_metrics_rows_are_not_papered_over(tmp_path, luffy_run):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    rows = (directory / "metrics.jsonl").read_text().splitlines()
+    (directory / "metrics.jsonl").write_text("\n".join([*rows[:2], "{", *rows[3:]]) + "\n")
+    with pytest.raises(RunError, match="lacks rows"):
+        resume(directory)
+    assert len((directory / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_half_written_metrics_row_is_dropped(tmp_path, luffy_run):
+    directory = tmp_path / "run"
+    shutil.copytree(luffy_run.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    shutil.rmtree(directory / "checkpoints" / "step-000004")
+    with open(directory / "metrics.jsonl", "a") as handle:
+        handle.write('{"step": 5, "rew')
+    assert_same_run(resume(directory), luffy_run)
+
+
+def test_sft_rl_killed_in_its_first_stage_resumes(tmp_path, short_run):
+    """Started by train(), not prepared by anybody: the directory must be resumable from its first moment."""
+    config = make_config("sft_rl", **short_run)
+    code = (
+        "import json, os, sys, luffy.training.trainer\n"
+        "from luffy.config import from_dict\n"
+        "luffy.training.trainer.Trainer.train_step = lambda self, step, keeper: os.kill(os.getpid(), 9)\n"
+        "luffy.training.trainer.train(from_dict(json.loads(sys.argv[1])), sys.argv[2])\n"
+    )
+    arguments = [sys.executable, "-c", code, json.dumps(config.to_dict()), str(tmp_path / "killed")]
+    assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+    assert resume(tmp_path / "killed").is_complete
+
+
+def test_sft_rl_resumes_in_its_second_stage(tmp_path, short_run):
+    config = make_config("sft_rl", **short_run)
+    whole = train(config, tmp_path / "whole")
+    directory = tmp_path / "cut"
+    shutil.copytree(whole.path, directory, symlinks=True)
+    (directory / "evaluation.json").unlink()
+    shutil.rmtree(directory / "checkpoints" / "step-000004")
+    assert_same_run(resume(directory), whole)
