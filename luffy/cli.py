@@ -22,6 +22,7 @@ from .config import RENAMED, TINY, Config, describe_unknown, field_names, make_c
 from .errors import ConfigError, DataError, RunError, TemplateError
 from .evaluation.settings import EvaluationConfig
 from .methods import METHODS
+from .runs import RunDirectory, make_manifest
 
 DESCRIPTION = "Learning to reason under off-policy guidance."
 
@@ -119,8 +120,6 @@ def _train_command(base: Config) -> Callable[..., tuple[Config, Path, int]]:
 
 def _train(config: Config, run_dir: Path, nproc: int) -> None:
     _check_models([config.model])
-    from .runs import RunDirectory, make_manifest
-
     if nproc > 1:
         RunDirectory(run_dir).start(config, make_manifest(config.seed))
         _launch(run_dir, nproc)
@@ -136,6 +135,7 @@ def resume(run_dir: tyro.conf.Positional[Path], *, nproc: int = 1) -> None:
         run_dir: The run's directory.
         nproc: Processes of engine deepspeed on this machine, one per GPU.
     """
+    RunDirectory(run_dir).config()  # before what takes seconds to import
     if nproc > 1:
         _launch(run_dir, nproc)
     from .training.trainer import resume

@@ -12,6 +12,7 @@ from importlib import metadata
 import pytest
 from paths import ROOT
 
+from luffy.cli import main
 from luffy.runs import RunDirectory
 
 
@@ -171,10 +172,16 @@ def test_command_line_trains(tmp_path):
         (["train", "--model", "./missing", "--run-dir", "x"], "no model './missing'"),
     ],
 )
-def test_bad_calls_end_in_one_line(arguments, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "luffy.cli", *arguments], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+def test_bad_calls_end_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    shown = f"{ended.value} {capsys.readouterr().err}"
+    assert ended.value.code not in (0, None) and message in shown and "Traceback" not in shown
     assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_bad_call_of_the_command(tmp_path):
+    command = [sys.executable, "-m", "luffy.cli", "resume", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr == "luffy: nowhere is not a run directory: it has no config.json\n"

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import paper_figures
-from luffy import make_config, train
+from luffy import make_config, read_published, train
 from paper_figures import FIGURES, TABLES, baselines, claims, runs
 from paper_figures.claims import verdict
 from paper_figures.runs import COMMITTED, NoDataError, Runs
@@ -124,8 +124,7 @@ def test_ones_own_runs(own, tmp_path):
     again = runs.load(tmp_path / "files")
     assert again.runs["id"].tolist() == pytest.approx(loaded.runs["id"].tolist())
     assert again.manifest == loaded.manifest
-    for source in (loaded, again):
-        assert len(list(paper_figures.draw_all(source, tmp_path / "figures"))) == 4 * 3 + 12 * 4
+    assert len(list(paper_figures.draw_all(again, tmp_path / "figures"))) == 4 * 3 + 12 * 4
     table = claims.table(loaded).set_index("claim")
     assert table.loc["LUFFY is above SFT+RL in distribution", "verdict"] == "undecided"  # one seed
 
@@ -168,7 +167,8 @@ def test_what_a_tier_does_not_measure(short_run, tmp_path):
     values = {**short_run, "eval_steps": 0, "eval_datasets": [str(tmp_path / "mine.jsonl")]}
     train(make_config("luffy", **values), tmp_path / "runs" / "luffy")
     loaded = runs.load(tmp_path / "runs")
-    assert len(list(paper_figures.draw_all(loaded, tmp_path / "figures"))) == 4 * 3 + 12 * 4
+    assert all(isinstance(paper_figures.draw(name, loaded), Figure) for name in FIGURES)
+    assert all(len(paper_figures.module(name).table(loaded)) for name in TABLES)
     assert "mine (tiny)" in paper_figures.module("table1_main").table(loaded)
     assert set(claims.table(loaded)["verdict"]) <= {"no data", "undecided"} and claims.sensitivity(loaded).empty
 
@@ -188,7 +188,7 @@ def test_claims_know_the_papers_values():
     assert papers["luffy over sft_rl, id"] == pytest.approx(1.9)
     assert papers["luffy over sft_rl, ood"] == pytest.approx(13.0)  # not the 16.1 of the text
     assert papers["luffy over on_policy, id"] == pytest.approx(4.6)
-    table4 = paper_figures.read_published("table4").pivot(index="model", columns="benchmark", values="accuracy")["id"]
+    table4 = read_published("table4").pivot(index="model", columns="benchmark", values="accuracy")["id"]
     assert papers["shaping"] == pytest.approx(table4["Mixed-Policy RL + Shaping"] - table4["Mixed-Policy RL"])
     assert papers["no clip"] == pytest.approx(table4["LUFFY"] - table4["Mixed-Policy RL + Shaping"])
     on_policy = table4["On-Policy RL"]

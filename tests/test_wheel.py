@@ -26,8 +26,8 @@ def test_the_wheel_holds_every_file(wheel):
 
 
 def test_it_trains_two_steps_in_a_fresh_environment(wheel, tmp_path):
-    """A new virtual environment with this wheel; the packages it depends on are borrowed from the one of the tests, whose
-    own luffy is not found there."""
+    """A new virtual environment with this wheel; the packages it depends on are borrowed from the one of the tests,
+    whose own luffy is not found there."""
     home = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     python = home / "bin" / "python"

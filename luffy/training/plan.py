@@ -266,12 +266,12 @@ def _problems(
             )
     if phases["sampling"] > capacity:
         lower = "vllm_gpu_memory_utilization" if sampling.sampler == "vllm" else "sampler_rows"
-        problems.append(f"sampling takes {phases['sampl'] / gib:.1f} GiB: lower {lower}, {_shard(config, ranks)}")
+        problems.append(f"sampling takes {phases['sampling'] / gib:.1f} GiB: lower {lower}, {_shard(config, ranks)}")
     if phases["updating"] > capacity:
         lower = "micro_batch_tokens and row_tokens" + (
             "" if engine.gradient_checkpointing else ", gradient_checkpointing"
         )
-        problems.append(f"the update takes {phases['updat'] / gib:.1f} GiB: lower {lower}, {_shard(config, ranks)}")
+        problems.append(f"the update takes {phases['updating'] / gib:.1f} GiB: lower {lower}, {_shard(config, ranks)}")
     return problems
 
 

@@ -53,16 +53,15 @@ def test_metrics_of_a_short_run_are_the_committed_ones(method, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("method", "values"),
     [
-        dict(prefix_strategy="fixed", prefix_min=0.5, prefix_max=0.5),
-        dict(prefix_strategy="random", prefix_min=0.2, prefix_max=0.9, num_off_policy=3),
-        dict(prefix_strategy="random", prefix_min=0.2, prefix_max=0.9, num_off_policy=3, prefix_shared=True),
-        dict(prefix_strategy="linear", prefix_max=0.8, prefix_steps=4),
-        dict(prefix_strategy="reverse_linear", prefix_max=0.8, prefix_steps=4),
+        ("mixed", dict(prefix_strategy="fixed", prefix_min=0.5, prefix_max=0.5)),
+        ("luffy", dict(prefix_strategy="random", prefix_min=0.2, prefix_max=0.9, num_off_policy=3)),
+        ("mixed", dict(prefix_strategy="random", prefix_min=0.2, prefix_max=0.9, num_off_policy=3, prefix_shared=True)),
+        ("luffy", dict(prefix_strategy="linear", prefix_max=0.8, prefix_steps=4)),
+        ("luffy", dict(prefix_strategy="reverse_linear", prefix_max=0.8, prefix_steps=4)),
     ],
 )
-@pytest.mark.parametrize("method", ["mixed", "luffy"])
 def test_prefix_strategies_train_and_resume(method, values, tmp_path):
     """A short run of each in the tiny world: rows begin in a trace and go on; their share moves as it should."""
     run = train(make_config(method, **{**SHORT, "steps": 4, **values, "num_traces": 3}), tmp_path / "run")
