@@ -415,9 +415,9 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"the tiny world's splits to train on are train and complement, not {config.data.dataset_split!r}"
         )
-    if config.data.dataset == TINYWORLD and method.traces_wanted() > config.world.num_traces:
+    if config.data.dataset == TINYWORLD and method.traces_needed() > config.world.num_traces:
         raise ConfigError(
-            f"num_off_policy {method.traces_wanted()} exceeds num_traces {config.world.num_traces}: the tiny world's "
+            f"num_off_policy {method.traces_needed()} exceeds num_traces {config.world.num_traces}: the tiny world's "
             "problems would not have that many demonstrations"
         )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
 from torch import Tensor
 
@@ -14,8 +13,17 @@ from ..objective import Ratios
 from .fields import NonNegative, settings
 from .rows import ROLLOUT, Batch, Draw, Memory, Rounds, Signal
 
-if TYPE_CHECKING:
-    from ..config import Config
+
+class Whole(Protocol):
+    """What a method sees of the configuration that it is a part of (luffy/config.py)."""
+
+    @property
+    def data(self) -> Any: ...
+    @property
+    def sampling(self) -> Any: ...
+    @property
+    def max_steps(self) -> int: ...
+    def replace(self, *, method: Any = None, **values: Any) -> Any: ...
 
 
 @settings
@@ -58,25 +66,25 @@ class Method:
         return usual
 
     def traces_wanted(self) -> int:
-        """How many traces a group would take, for metrics and estimates."""
+        """How many rows of a group would begin in a trace, for metrics and estimates."""
         return 0
+
+    def traces_needed(self) -> int:
+        """How many different traces a problem must have for that."""
+        return self.traces_wanted()
 
     @property
     def needs_teacher(self) -> bool:
         """Whether it wants the teacher's log-probs of every trace."""
         return False
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Whole) -> None:
         """Raises ConfigError if the rest of the configuration does not go with the method."""
 
-    def stages(self, config: Config) -> list[tuple[str, Config]]:
+    def stages(self, config: Whole) -> list[tuple[str, Any]]:
         """The stages of a run in order, each the name of its directory and a configuration whose model may be the name
         of an earlier stage's directory, for its final checkpoint; the last one's is the run's own directory, ""."""
         return [("", config)]
-
-    def replace(self, **values: Any) -> Method:
-        """A copy with other values, checked like any."""
-        return replace(self, **values)
 
 
 METHODS: dict[str, type[Method]] = {}
@@ -113,6 +121,8 @@ def get(name: str) -> type[Method]:
             raise ConfigError(f"no method {name!r}: {error}") from error
     if plain not in METHODS:
         raise ConfigError(f"no method {name!r}: there are {', '.join(METHODS)}; your own is module:name")
+    if colon and METHODS[plain].__module__ != module:
+        raise ConfigError(f"no method {name!r}: {plain} is {METHODS[plain].__module__}'s")
     return METHODS[plain]
 
 

@@ -8,19 +8,16 @@ log-probs.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from .. import shaping
 from ..errors import ConfigError
 from ..objective import Ratios
-from .base import register
+from .base import Whole, register
 from .fields import Clip, Count, Float, NonNegative, Positive, PositiveInt, Share, settings
 from .on_policy import Grouped
 from .prefixes import prefix_shares
 from .rows import PREFIXES, ROLLOUT, SHARES, Batch, Draw, Rounds, Signal, Start, whole
-
-if TYPE_CHECKING:
-    from ..config import Config
 
 
 @settings
@@ -43,7 +40,7 @@ class WithTraces(Grouped):
         """How the rows of a group begin that do not begin with nothing."""
         return [whole(trace) for trace in draw.some_traces(self.num_off_policy)]
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Whole) -> None:
         size = config.sampling.num_generations
         if self.num_off_policy > size:
             raise ConfigError(
@@ -105,8 +102,15 @@ class Mixed(WithTraces):
         shape = shaping.get(self.off_shaping, **parameters.get(self.off_shaping, {}))
         return replace(super().ratios, off_shaping=shape, off_ratio_clip=(self.off_ratio_min, self.off_ratio_max))
 
+    @property
+    def whole_traces(self) -> bool:
+        return self.prefix_strategy in ("random", "fixed") and self.prefix_min == 1.0
+
+    def traces_needed(self) -> int:
+        return self.num_off_policy if self.whole_traces else min(1, self.num_off_policy)
+
     def starts(self, draw: Draw) -> list[Start]:
-        if self.prefix_strategy in ("random", "fixed") and self.prefix_min == 1.0:
+        if self.whole_traces:
             return super().starts(draw)
         traces = draw.some_traces(1 if self.prefix_shared else self.num_off_policy)
         shares = prefix_shares(

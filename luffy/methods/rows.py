@@ -22,7 +22,7 @@ from ..objective import group_advantages
 
 NO_TOKENS = np.zeros(0, dtype=np.int32)
 # The last words of the keys of random numbers, which no prompt or generation index is: they keep the streams apart.
-TRACES, PREFIXES, SHARES, MEMORY = 2**32 - 2, 2**32 - 3, 2**32 - 4, 2**32 - 5
+TRACES, PREFIXES, SHARES = 2**32 - 2, 2**32 - 3, 2**32 - 4
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,8 @@ class Memory:
         """Becomes what `arrays` was made from."""
         self.starts = {}
         ends = np.cumsum(arrays["lengths"])
-        for problem, length, end, complete in zip(
-            arrays["problems"].tolist(),
-            arrays["lengths"].tolist(),
-            ends.tolist(),
-            arrays["whole"].tolist(),
-            strict=True,
-        ):
+        columns = (arrays["problems"], arrays["lengths"], ends, arrays["whole"])
+        for problem, length, end, complete in zip(*(column.tolist() for column in columns), strict=True):
             tokens, logprobs = arrays["tokens"][end - length : end], arrays["logprobs"][end - length : end]
             known = None if np.isnan(logprobs).any() else logprobs
             self.starts.setdefault(problem, []).append(Start(tokens, known, complete))
@@ -225,8 +220,7 @@ class Signal:
 
     advantage: float32. policy: float32 weight in the policy term. likelihood: float32 weight in the likelihood term. A
     weight of 0 takes no part, nor in the term's denominator. teacher: float32 log-probs that foreign tokens' ratios are
-    taken to, read on these only; zeros for pi_phi = 1. foreign: bool; rows: int64, which row of the batch a token is
-    in.
+    taken to, read on these only; zeros for pi_phi = 1. foreign: bool. rows: int64, the row of the batch.
     """
 
     advantage: Tensor

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from .base import Method, register
+from .base import Method, Whole, register
 from .fields import Count, NonNegative, Positive, PositiveInt
 from .mixed import WithTraces
 from .on_policy import OnPolicy
 from .rows import Batch, Draw, Rounds, Signal, whole
-
-if TYPE_CHECKING:
-    from ..config import Config
 
 FIRST_STAGE = "first_stage"
 
@@ -76,7 +73,7 @@ class SFTRL(OnPolicy):
     complement_split: str = "complement"
     """Split of the complement."""
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Whole) -> None:
         data = config.data
         if data.dataset != "tinyworld" and self.complement == "tinyworld":
             raise ConfigError(f"{self.name} on {data.dataset} needs a complement: problems for its second stage")
@@ -84,7 +81,7 @@ class SFTRL(OnPolicy):
             raise ConfigError(f"the complement of {self.name} must be other problems than its dataset")
         self.stages(config)  # each is checked when it is made
 
-    def stages(self, config: Config) -> list[tuple[str, Config]]:
+    def stages(self, config: Whole) -> list[tuple[str, Any]]:
         sft = SFT(num_off_policy=self.num_off_policy, sft_learning_rate=self.sft_learning_rate)
         steps = self.first_stage_steps or config.max_steps
         first = config.replace(method=sft, max_steps=steps, final_eval_problems=0, **SFT.defaults)

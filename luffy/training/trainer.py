@@ -83,7 +83,7 @@ class Trainer:
         found = self.ranks.broadcast(run.latest_checkpoint() if self.ranks.first else None)
         self.model = load_policy(config, found[1] if found else config.model)
         self.clock, self.memory = Clock(), Memory()
-        self.samplers = self._check_machine()
+        self.samplers = self._count_samplers()
         place = self.ranks.rank if self.ranks.rank < self.samplers else None
         sampler = make_sampler(self.model, self.tokenizer, config, place)
         per_step = config.sampling.rollout_batch_size // config.update.mini_batch_size * config.update.num_iterations
@@ -102,16 +102,13 @@ class Trainer:
             config, self.problems, self.tokenizer, self.reward,
             turn_end(self.tokenizer, config.data.template), self.ends, self.memory, self.clock,
         )  # fmt: skip
-
         self.validation = Validation(config, families, self.tokenizer, self.ends, self.reward, self.sampler, self.here)
 
-    def _check_machine(self) -> int:
-        """How many ranks sample: all, or those that have a server. Raises ConfigError for what cannot be."""
+    def _count_samplers(self) -> int:
+        """How many ranks sample: all, or those that have a server. Raises ConfigError for sizes that cannot be."""
         data, servers = self.config.data, len(self.config.sampling.vllm_servers)
-        window, positions = (
-            data.max_prompt_length + data.max_completion_length,
-            self.model.config.max_position_embeddings,
-        )
+        window = data.max_prompt_length + data.max_completion_length
+        positions = self.model.config.max_position_embeddings
         if window > positions:
             raise ConfigError(
                 f"max_prompt_length + max_completion_length is {window}, the model has {positions} positions"

@@ -49,7 +49,7 @@ class MiniBatch:
 
     def __post_init__(self) -> None:
         active = (self.signal.policy != 0) | (self.signal.likelihood != 0)
-        self.likelihood_tokens = max(1, int((self.signal.likelihood != 0).sum()))
+        self.likelihood_tokens = int((self.signal.likelihood != 0).sum())
         self.tokens = max(1, int(active.sum()))
         self.own_tokens = max(1, int((active & ~self.signal.foreign).sum()))
 
@@ -115,7 +115,7 @@ def loss_terms(
     scale = mini.scale[at][part] * (signal.policy[part] / weights[part])
     terms = {"policy": (losses.losses * scale).sum()}
     imitated = mini.signal.likelihood[at] != 0
-    if imitated.any():
+    if mini.likelihood_tokens:
         terms["likelihood"] = -(signal.likelihood * logp)[imitated].sum() / mini.likelihood_tokens
     active = part | imitated
     if method.entropy_coef:
