@@ -353,7 +353,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     method = methods.get(values["method"])
     if values["sft_loss_coef"] and issubclass(method, methods.Mixed):
         raise ConfigError(
-            f"method {method.name} has no sft_loss_coef any more, which is {values['sft_loss_coef']} there"
+            f"method {method.name} has no sft_loss_coef now, which is {values['sft_loss_coef']} there"
         )
     moved = {"on_gamma": values["gamma"], "on_exponent": values["shaping_exponent"]}
     new = {RENAMED.get(name, name): value for name, value in _named({**values, **moved}).items()}

@@ -60,7 +60,7 @@ class RunDirectory:
         except json.JSONDecodeError as error:
             raise RunError(f"{self.path}/config.json is damaged: {error}") from None
         except ConfigError as error:
-            raise RunError(f"{self.path} cannot be gone on with by this version: {error}") from None
+            raise RunError(f"{self.path} cannot be resumed by this version: {error}") from None
 
     def stages(self, config: Config) -> list[tuple[Config, Path]]:
         """The stages of a run of the configuration in order, each a configuration and its directory."""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,6 +125,21 @@ def test_every_update_arrives_whole(pair):
         sampler.sleep()
 
 
+def test_a_row_goes_on_from_a_prefix_in_what_is_left_of_the_window(pair):
+    """Greedy: behind its own first tokens the model says what it said without them, until the same end."""
+    model, sampler = pair
+    sampler.load_weights(weights(model))
+    whole = sample(sampler, requests(generations=1), temperature=0.0)
+    heads = [min(5 * i, len(r.token_ids) - 1) for i, r in enumerate(whole)]
+    reqs = [
+        SamplingRequest(np.concatenate([q.prompt_ids, r.token_ids[:k]]), q.prompt_index, 0, used=k)
+        for q, r, k in zip(requests(generations=1), whole, heads, strict=True)
+    ]
+    assert max(heads) > 0
+    for k, before, after in zip(heads, whole, sample(sampler, reqs, temperature=0.0), strict=True):
+        assert after.token_ids.tolist() == before.token_ids[k:].tolist() and after.truncated == before.truncated
+
+
 def test_seeds_name_a_completion_alone(pair):
     model, sampler = pair
     sampler.load_weights(weights(model))
@@ -189,6 +205,15 @@ def comparable(run):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     return train(make_config("luffy", **SMALL), tmp_path_factory.mktemp("vllm") / "run")
+
+
+def test_rows_that_begin_in_a_trace(tmp_path):
+    """Prefixes go to vLLM as part of the prompt, and their continuations come back with the trainer's log-probs."""
+    values = dict(prefix_strategy="fixed", prefix_min=0.5, prefix_max=0.5, steps=2, final_eval_problems=0)
+    run = train(make_config("luffy", **{**SMALL, **values}), tmp_path / "run")
+    for row in run.metrics():
+        assert row["groups/prefix_share"] == 0.25 and 0.4 < row["prefix/share"] < 0.6
+        assert row["sampler_gap/max"] < 1e-3
 
 
 def test_training_measures_the_mismatch_and_never_sends_demonstrations(undisturbed):

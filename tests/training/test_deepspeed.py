@@ -2,17 +2,16 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import cut_short, differences, weights
 from safetensors.torch import load_file
 
 from luffy import make_config, train
-from luffy.evaluation.rewards import make_reward
 from luffy.runs import RunDirectory
 
 pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
@@ -22,6 +21,10 @@ SMALL = dict(
     steps=5, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48, num_problems=40,
     eval_steps=0, final_eval_problems=0, final_eval_samples=2, micro_batch_tokens=256, save_steps=4, warmup_steps=0,
     device="cpu",
+)  # fmt: skip
+PREFIX = dict(
+    prefix_strategy="random", prefix_min=0.3, prefix_max=0.8, num_off_policy=2, trace_share=0.8, loss_type="dapo",
+    num_iterations=2, beta=0.01,
 )  # fmt: skip
 STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES]
@@ -56,6 +59,7 @@ def folder(tmp_path_factory):
         if ranks == 2:
             one_row = dict(row_tokens=4096, micro_batch_tokens=4096)  # one micro-batch: the second rank has none
             jobs += [(folder / f"one-row-z{z}", "luffy", deepspeed(z, False, **one_row)) for z in (2, 3)]
+            jobs.append((folder / "prefix", "luffy", deepspeed(2, False, **PREFIX)))
             two_stages = deepspeed(3, False, steps=2, first_stage_steps=1, sample_steps=1)
             jobs.append((folder / "two-stages", "sft_rl", two_stages))
             jobs += [
@@ -81,21 +85,9 @@ def by_torch(tmp_path_factory):
     return {
         "luffy": train(make_config("luffy", **SMALL), folder / "luffy"),
         "sft": train(make_config("sft", **sft), folder / "sft"),
+        "prefix": train(make_config("luffy", **SMALL, **PREFIX), folder / "prefix"),
         "bf16": train(make_config("luffy", **SMALL, precision="bfloat16", recompute_old_logp=True), folder / "bf16"),
     }
-
-
-def weights(run):
-    return load_file(run.path / "final" / "model.safetensors")
-
-
-def differences(a, b):
-    """Largest difference of a metric over all steps, by name, and of a weight."""
-    rows = list(zip(a.metrics(), b.metrics(), strict=True))
-    names = [name for name in rows[-1][0] if not name.startswith(("time/", "machine/"))]
-    first, second = weights(a), weights(b)
-    weight = max((first[name] - second[name].to(first[name].dtype)).abs().max().item() for name in first)
-    return {name: max(abs(x.get(name, 0) - y.get(name, 0)) for x, y in rows) for name in names}, weight
 
 
 @pytest.mark.parametrize(("ranks", "stage", "offload"), CASES)
@@ -112,6 +104,13 @@ def test_same_numbers_as_the_torch_engine(folder, by_torch, ranks, stage, offloa
 def test_a_rank_without_micro_batches(folder, by_torch, stage):
     metrics, weight = differences(by_torch["luffy"], RunDirectory(folder / f"one-row-z{stage}"))
     assert max(metrics.values()) < 1e-4 and weight < 2e-5
+
+
+def test_rows_that_begin_in_a_trace(folder, by_torch):
+    """Two ranks: prefixes, another denominator, a KL term and two passes over the rows, as in one process."""
+    metrics, weight = differences(by_torch["prefix"], RunDirectory(folder / "prefix"))
+    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+    assert all(row["groups/prefix_share"] > 0 for row in by_torch["prefix"].metrics())
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -153,7 +152,7 @@ def test_checkpoint_is_sharded_and_loads_with_plain_transformers(folder):
 def test_two_stages(folder):
     """The second goes on from the first's checkpoint; only the first rank writes samples."""
     run, first = RunDirectory(folder / "two-stages"), RunDirectory(folder / "two-stages" / "first_stage")
-    assert run.is_complete and first.is_complete and first.config().supervised
+    assert run.is_complete and first.is_complete and first.config().method.name == "sft"
     assert len(first.metrics()) == 1 and len(run.metrics()) == 2
     assert sorted(path.name for path in (run.path / "samples").iterdir()) == ["step-000001.json", "step-000002.json"]
 
@@ -164,29 +163,18 @@ def test_memory_is_given_back(tmp_path):
 
     for stage in (2, 3):
         trainer = Trainer(make_config("luffy", **deepspeed(stage, False)), RunDirectory(tmp_path / str(stage)))
-        trainer.reward = make_reward(trainer.config)
         trainer.train_step(0)
         inner = trainer.engine.engine.optimizer.optimizer
         held = [*trainer.model.parameters(), *(t for state in inner.state.values() for t in state.values())]
         assert len(held) > 38 and sum(t.untyped_storage().nbytes() for t in held) > 0
         trainer.engine.close()
         assert sum(t.untyped_storage().nbytes() for t in held) == 0
-        trainer.reward.close()
-
-
-def interrupted(run, to):
-    """A copy of a run as if it had been killed after its second checkpoint (step 4 of 5)."""
-    shutil.copytree(run, to, symlinks=True)
-    (to / "evaluation.json").unlink()
-    (to / "final").unlink()
-    shutil.rmtree(to / "checkpoints" / "step-000005")
-    return to
 
 
 def test_resumes_exactly_and_with_another_number_of_ranks(folder, tmp_path):
-    same = [interrupted(folder / name, tmp_path / name) for name in ("z2-2", "z3o-2")]
-    fewer = [interrupted(folder / name, tmp_path / f"{name}-by-1") for name in ("z3-2", "z1o-2")]
-    more = [interrupted(folder / name, tmp_path / f"{name}-by-2") for name in ("z3-1",)]
+    same = [cut_short(folder / name, tmp_path / name, 5) for name in ("z2-2", "z3o-2")]
+    fewer = [cut_short(folder / name, tmp_path / f"{name}-by-1", 5) for name in ("z3-2", "z1o-2")]
+    more = [cut_short(folder / name, tmp_path / f"{name}-by-2", 5) for name in ("z3-1",)]
     launch(2, [(path, "", {}) for path in (*same, *more)], tmp_path)
     launch(1, [(path, "", {}) for path in fewer], tmp_path)
     for path in same:
@@ -201,7 +189,7 @@ def test_missing_optimiser_state_is_an_error(folder, tmp_path):
     from luffy.errors import RunError
     from luffy.training.trainer import Trainer
 
-    path = interrupted(folder / "z2-1", tmp_path / "run")
+    path = cut_short(folder / "z2-1", tmp_path / "run", 5)
     shard = next((path / "checkpoints" / "step-000004").glob("optimizer/*"))
     run = RunDirectory(path)
     trainer = Trainer(run.config(), run)
