@@ -344,7 +344,7 @@ def test_flex_attention_keeps_packed_sequences_apart():
     sequences = [TokenSequence([7, 9, 11], [12, 13 + i, 14, 15] * (1 + i)) for i in range(5)]
     flat = {}
     for attention in ("sdpa", "flex_attention"):
-        model = load_model("tiny", attention=attention)
+        model = load_model("tiny", attn_implementation=attention)
         flat[attention] = torch.empty(sum(len(s.completion_ids) for s in sequences))
         for batch in pack(sequences, row_tokens=256, micro_batch_tokens=1):
             assert len(batch.input_ids) == 1
