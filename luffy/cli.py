@@ -20,7 +20,7 @@ from tyro.extras import SubcommandApp
 from . import methods
 from .config import RENAMED, TINY, Config, describe_unknown, field_names, make_config
 from .errors import ConfigError, DataError, RunError, TemplateError
-from .evaluation.settings import EvaluationConfig
+from .evaluation.options import EvaluationConfig
 from .methods import METHODS
 from .runs import RunDirectory, make_manifest
 
@@ -41,12 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         level=logging.INFO if first else logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    sys.path.append(os.getcwd())  # where methods and rewards of one's own (module:name) are looked for last
     try:
         if raw[:1] == ["train"]:  # its flags are those of the method
             _train(*parse_train(raw[1:]))
         elif raw[:1] == ["data"]:
             _app(openr1, extend_context).cli(prog="luffy data", args=raw[1:])
         else:
+            for name in sorted(_names(raw) & RENAMED.keys()):
+                raise ConfigError(f"--{name.replace('_', '-')} is called --{RENAMED[name].replace('_', '-')} now")
             app = _app(resume, evaluate, plan, data, serve)
             app.command(name="train")(_train_command(make_config("luffy")))
             app.cli(prog="luffy", description=DESCRIPTION, args=raw, config=(tyro.conf.OmitArgPrefixes,))
@@ -70,11 +73,8 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, Path, int]:
     from .study.presets import read_config
 
     base = read_config(_flag(arguments, "--config"), _flag(arguments, "--method"))
-    known = field_names(type(base.method))
-    for argument in arguments:
-        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
-        if argument.startswith("--") and name not in known and name in field_names() | RENAMED.keys():
-            raise ConfigError(describe_unknown(name, type(base.method)))
+    for name in sorted(_names(arguments) & (field_names() | RENAMED.keys()) - field_names(type(base.method))):
+        raise ConfigError(describe_unknown(name, type(base.method)))
     return tyro.cli(
         _train_command(base),
         prog="luffy train",
@@ -85,13 +85,20 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, Path, int]:
 
 
 def _flag(arguments: Sequence[str], name: str) -> str | None:
-    """The value of a flag that has to be known before the others."""
-    for place, argument in enumerate(arguments):
+    """The last value of a flag that has to be known before the others."""
+    found = None
+    for argument, after in zip(arguments, [*arguments[1:], None], strict=True):
         if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-        if argument == name and place + 1 < len(arguments):
-            return arguments[place + 1]
-    return None
+            found = argument.partition("=")[2]
+        elif argument == name:
+            found = after
+    return found
+
+
+def _names(arguments: Sequence[str]) -> set[str]:
+    """The flags, as names of fields."""
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    return {flag.removeprefix("--").replace("-", "_") for flag in flags}
 
 
 def _train_command(base: Config) -> Callable[..., tuple[Config, Path, int]]:

@@ -58,7 +58,7 @@ _json = tyro.constructors.PrimitiveConstructorSpec(
     is_instance=lambda value: isinstance(value, dict),
     str_from_instance=lambda value: [json.dumps(value)],
 )
-Mapping = Annotated[dict[str, Any], BeforeValidator(_mapping), _json]
+JsonMapping = Annotated[dict[str, Any], BeforeValidator(_mapping), _json]
 Device = Annotated[str, BeforeValidator(_device)]
 RewardName = Annotated[str, BeforeValidator(_reward)]
 
@@ -75,7 +75,7 @@ class DataOptions:
     """Training problems taken from the data set; 0: all of a file, 1,000 of the tiny world."""
     template: Template = "chat"
     """Prompt template: "chat" (the tokenizer's own), paper (App. C.2), llama, qwen, simplerl, prime, no."""
-    template_kwargs: Mapping = field(default_factory=dict)
+    template_kwargs: JsonMapping = field(default_factory=dict)
     """Variables of the tokenizer's own template, such as {"enable_thinking": false}; as a flag: JSON."""
     max_prompt_length: PositiveInt = 64
     """Longest prompt in tokens; longer ones are left out."""
@@ -131,9 +131,8 @@ class RewardOptions:
 
     reward: RewardName = "math_verify"
     """"math_verify", or "module:function" with reward(prompts, completions, **columns) -> list[float]."""
-    think_format: bool | None = False
-    """Whether an answer without a closed think block gets no reward (the paper's rule); None: if the prompt opens
-    one."""
+    think_format: bool = False
+    """Whether an answer without a closed think block gets no reward (the paper's rule)."""
     verifier_workers: PositiveInt = 1
     """Processes that check answers."""
     verifier_timeout: Positive = 5.0
@@ -257,11 +256,13 @@ class Config:
         return flat
 
     def replace(self, method: Method | str | None = None, **values: Any) -> Config:
-        """A copy with other values, checked like any. Another method keeps what it has of the fields of this one."""
+        """A copy with other values, checked like any. Another method comes with its own parameters, those given as
+        values aside, and keeps the rest of this configuration; one that is given by its name brings its defaults."""
         if method is None:
             method = self.method
         elif isinstance(method, str):
             method = methods.get(method)()
+            values = {**method.defaults, **values}
         known = dict(_fields(type(method)))
         kept = {name: value for name, value in self.to_dict().items() if name in known}
         own = {f.name: getattr(method, f.name) for f in fields(method)}
@@ -350,15 +351,12 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     say what can no longer be said."""
     if "supervised" not in values:
         return values
-    method = methods.get(values["method"])
-    if values["sft_loss_coef"] and issubclass(method, methods.Mixed):
-        raise ConfigError(
-            f"method {method.name} has no sft_loss_coef now, which is {values['sft_loss_coef']} there"
-        )
-    moved = {"on_gamma": values["gamma"], "on_exponent": values["shaping_exponent"]}
-    new = {RENAMED.get(name, name): value for name, value in _named({**values, **moved}).items()}
-    if issubclass(method, methods.SFTRL):
-        del new["num_off_policy"]  # that was of the second stage; the first had one
+    method = methods.get(str(values.get("method")))
+    if values.get("sft_loss_coef") and issubclass(method, methods.Mixed):
+        raise ConfigError(f"method {method.name} has no sft_loss_coef now, which is {values['sft_loss_coef']} there")
+    new = {RENAMED.get(name, name): value for name, value in _named(values).items()}
+    if not method.samples:
+        new.pop("beta", None)  # it had no effect there
     return {name: value for name, value in new.items() if name == "method" or name in field_names(method)}
 
 

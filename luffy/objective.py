@@ -106,8 +106,7 @@ def token_losses(
     Off-policy tokens: ratio = off_shaping(exp(logp - teacher_logp)); teacher_logp None means pi_phi = 1. A token at a
         bound of off_ratio_clip has no gradient. Their old_logp is never read.
     On-policy tokens: ratio = exp(logp - old_logp), or on_shaping(pi) / on_shaping(pi_old); with a clip the loss is
-    PPO's
-        pessimistic one on [1 - eps_low, 1 + eps_high]. Their teacher_logp is never read.
+        PPO's pessimistic one on [1 - eps_low, 1 + eps_high]. Their teacher_logp is never read.
     """
     on = ~off_policy
     on_logp, on_old, on_advantage = logp[on], old_logp[on], advantages[on]

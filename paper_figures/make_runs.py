@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from luffy.evaluation.runs import Evaluation
 
 from luffy import benchmarks, evaluate_models, experiments, presets
+from luffy.evaluation.evaluate import Evaluation
 from luffy.study.experiments import Job
 
 from . import runs

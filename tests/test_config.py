@@ -38,7 +38,8 @@ def test_the_nine_methods_differ_as_the_paper_says():
 
 def test_sft_rl_has_two_stages_on_different_problems(tmp_path):
     run = RunDirectory(tmp_path)
-    config = make_config("sft_rl", num_off_policy=2, num_traces=2, sft_learning_rate=0.01, first_stage_steps=7)
+    values = dict(first_stage_num_off_policy=2, num_traces=2, sft_learning_rate=0.01, first_stage_steps=7)
+    config = make_config("sft_rl", **values)
     (first, first_dir), (last, last_dir) = run.stages(config)
     assert first.method.name == "sft" and last.method.name == "on_policy"
     assert (first.max_steps, first.method.num_off_policy, first.method.sft_learning_rate) == (7, 2, 0.01)
@@ -59,6 +60,7 @@ def test_shaping_takes_its_parameter():
         assert make_config("luffy", off_shaping=name, **values).method.ratios.off_shaping == expected
     own = make_config("luffy", on_shaping="regularized", on_gamma=0.4, **values).method.ratios
     assert own.on_shaping == shaping.Regularized(0.4) and own.off_shaping == shaping.Regularized(0.3)
+    assert make_config("on_policy_shaping", gamma=0.3).method.ratios.on_shaping == shaping.Regularized(0.3)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +120,9 @@ def test_an_old_name_gives_the_new_one(name):
 def test_a_field_of_another_method_is_refused_or_left_out_of_a_shared_file(tmp_path):
     with pytest.raises(ConfigError, match="method on_policy has no num_off_policy, which mixed, mixed_shaping, luffy"):
         make_config("on_policy", num_off_policy=2)
-    (tmp_path / "c.yaml").write_text("gamma: 0.2\nsft_learning_rate: 1.0e-4\nlearning_rate: 1.0e-4\n")
+    (tmp_path / "c.yaml").write_text(
+        "num_off_policy: 1\ngamma: 0.2\nsft_learning_rate: 1.0e-4\nlearning_rate: 1.0e-4\n"
+    )
     flags = ["--config", str(tmp_path / "c.yaml"), "--run-dir", "x"]
     assert parse_train([*flags, "--method", "luffy"])[0].method.gamma == 0.2
     assert parse_train([*flags, "--method", "sft"])[0].method.sft_learning_rate == 1e-4
@@ -209,6 +213,9 @@ def test_a_configuration_keeps_what_another_method_shares():
     config = make_config("luffy", gamma=0.3, seed=5, learning_rate=1e-4)
     other = config.replace(method="on_policy")
     assert (other.method.name, other.seed, other.update.learning_rate) == ("on_policy", 5, 1e-4)
+    sft = config.replace(method="sft")
+    assert (sft.update.lr_scheduler_type, sft.update.learning_rate) == ("linear", 1e-4)
+    assert config.replace(method="mixed_shaping").method.gamma == 0.1  # another method has its own parameters
     assert config.replace(gamma=0.2).method.gamma == 0.2 and config.replace(steps=3).max_steps == 3
     with pytest.raises(ConfigError, match="no method 'nonsense'"):
         Config().replace(method="nonsense")

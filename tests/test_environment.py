@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from paths import ROOT
@@ -56,6 +57,17 @@ def test_import_is_quick_and_light():
     outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(3)]
     assert all(output.split(" ", 1)[1].strip() == "[]" for output in outputs)
     assert min(float(output.split()[0]) for output in outputs) < 0.5
+
+
+def test_every_module_can_be_imported():
+    import importlib
+
+    import paper_figures
+
+    for path in [*FILES, *sorted(Path(paper_figures.__file__).parent.glob("*.py"))]:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if not name.endswith(("__main__", "deepspeed_engine")):
+            importlib.import_module(name)
 
 
 def test_everything_exported_exists():

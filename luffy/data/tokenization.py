@@ -53,6 +53,7 @@ def tokenize_problems(
     long_traces: str = "cut",
     template_kwargs: Mapping[str, Any] | None = None,
     day: date | None = None,
+    teacher: bool = False,
 ) -> tuple[list[TokenizedProblem], Counter[str]]:
     """Prepares problems for training and counts what did not fit.
 
@@ -61,7 +62,7 @@ def tokenize_problems(
     Counts: "problems", "long_prompts", "empty_prompts", "traces", "cut_traces", "dropped_traces",
     "without_trace". Raises DataError if no problem is left, or a trace's log-probs are not one per token of it, its end
     included; TemplateError if there is no such template.
-    template_kwargs, day: see `render_prompt`.
+    template_kwargs, day: see `render_prompt`. teacher: whether the traces' log-probs are wanted.
     """
     if long_traces not in ("cut", "drop"):
         raise ValueError(f"long_traces is 'cut' or 'drop', not {long_traces!r}")
@@ -81,7 +82,7 @@ def tokenize_problems(
         traces = []
         for place, trace in enumerate(problem.traces):
             ids = tokenize_trace(trace, text, tokenizer, end)
-            known = problem.trace_logprobs[place] if problem.trace_logprobs else None
+            known = problem.trace_logprobs[place] if teacher and problem.trace_logprobs else None
             if known is not None and len(known) != len(ids):
                 raise DataError(
                     f"trace_logprobs has {len(known)} values for a trace of {len(ids)} tokens, its end included: "

@@ -35,8 +35,8 @@ from ..sampling.protocol import Sampler, SamplingParams
 from ..verifier.pool import Unchecked, solution
 from ..verifier.strict import grader_version, strict_answer, strict_right
 from .ask import PROMPT_INDEX_OFFSET, Answer, Question, Result, ask, columns, count
+from .options import NOT_SAMPLING, EvaluationConfig, grader_name, make_sampler, model_fingerprint, resolve_model
 from .rewards import make_reward
-from .settings import NOT_SAMPLING, EvaluationConfig, grader_name, make_sampler, model_fingerprint, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ from ..stats import mean, pass_at_k
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .runs import Evaluation
+    from .evaluate import Evaluation
 
 AVERAGES = {"id": "Avg", "ood": "Avg OOD"}  # of the benchmarks in and out of distribution, weighed equally
 Evaluations = Mapping[str, "Evaluation"]

@@ -14,7 +14,7 @@ from .fields import NonNegative, settings
 from .rows import ROLLOUT, Batch, Draw, Memory, Rounds, Signal
 
 
-class Whole(Protocol):
+class RunConfig(Protocol):
     """What a method sees of the configuration that it is a part of (luffy/config.py)."""
 
     @property
@@ -73,15 +73,19 @@ class Method:
         """How many different traces a problem must have for that."""
         return self.traces_wanted()
 
+    def sampled_rows(self, size: int) -> float:
+        """About how many rows of a group of that size are sampled, for estimates."""
+        return size if self.samples else 0
+
     @property
     def needs_teacher(self) -> bool:
         """Whether it wants the teacher's log-probs of every trace."""
         return False
 
-    def check(self, config: Whole) -> None:
+    def check(self, config: RunConfig) -> None:
         """Raises ConfigError if the rest of the configuration does not go with the method."""
 
-    def stages(self, config: Whole) -> list[tuple[str, Any]]:
+    def stages(self, config: RunConfig) -> list[tuple[str, Any]]:
         """The stages of a run in order, each the name of its directory and a configuration whose model may be the name
         of an earlier stage's directory, for its final checkpoint; the last one's is the run's own directory, ""."""
         return [("", config)]
@@ -103,7 +107,7 @@ def register(name: str, label: str) -> Callable[[type[M]], type[M]]:
         made = settings(cls)
         made.name, made.label = name, label
         known = METHODS.get(name)
-        if known is not None and known.__qualname__ != made.__qualname__:
+        if known is not None and (known.__module__, known.__qualname__) != (made.__module__, made.__qualname__):
             raise ConfigError(f"there is a method {name!r} already: {known.__module__}.{known.__qualname__}")
         METHODS[name] = made
         return made

@@ -13,11 +13,13 @@ from typing import Literal
 from .. import shaping
 from ..errors import ConfigError
 from ..objective import Ratios
-from .base import Whole, register
-from .fields import Clip, Count, Float, NonNegative, Positive, PositiveInt, Share, settings
+from .base import RunConfig, register
+from .fields import Clip, Count, Float, NonNegative, PositiveInt, Share, settings
 from .on_policy import Grouped
 from .prefixes import prefix_shares
 from .rows import PREFIXES, ROLLOUT, SHARES, Batch, Draw, Rounds, Signal, Start, whole
+
+OffShaping = Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power"]
 
 
 @settings
@@ -32,6 +34,9 @@ class WithTraces(Grouped):
     def traces_wanted(self) -> int:
         return self.num_off_policy
 
+    def sampled_rows(self, size: int) -> float:
+        return size - self.trace_share * self.num_off_policy
+
     def rounds(self, draw: Draw) -> Rounds:
         starts = self.starts(draw) if draw.rng(SHARES).random() < self.trace_share else []
         yield [ROLLOUT] * (draw.size - len(starts)) + starts
@@ -40,7 +45,7 @@ class WithTraces(Grouped):
         """How the rows of a group begin that do not begin with nothing."""
         return [whole(trace) for trace in draw.some_traces(self.num_off_policy)]
 
-    def check(self, config: Whole) -> None:
+    def check(self, config: RunConfig) -> None:
         size = config.sampling.num_generations
         if self.num_off_policy > size:
             raise ConfigError(
@@ -58,28 +63,25 @@ class Mixed(WithTraces):
     """Rows whose mean reward is the baseline: "union" (Eq. 4) or "on_policy"."""
     off_ratio: Literal["pi", "known"] = "pi"
     """Off-policy ratio: "pi" (pi_phi = 1, the paper) or "known" (to the data's trace_logprobs)."""
-    off_shaping: Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power"] = "none"
+    off_shaping: OffShaping = "none"
     """Shaping of off-policy ratios."""
-    gamma: Positive = 0.1
-    """Parameter of the regularized shaping."""
     shaping_weight: NonNegative = 0.1
     """Parameter of the log and prob_plus_log shapings."""
-    shaping_exponent: Positive = 0.5
-    """Parameter of the power shaping."""
     off_ratio_min: Float | None = None
     """Lower bound of the shaped off-policy ratio."""
     off_ratio_max: Float | None = None
     """Upper bound of the shaped off-policy ratio."""
 
     prefix_strategy: Literal["random", "fixed", "linear", "reverse_linear"] = "random"
-    """What share of its trace a demonstration row begins with: "random" between prefix_min and prefix_max, "fixed" at
-    even distances between them, "linear" (falling to 0 over prefix_steps) or "reverse_linear" (rising from 0)."""
-    prefix_min: Share = 1.0
-    """Least share, for random and fixed."""
+    """What share of its trace a row begins with: "random" between prefix_min and prefix_max, "fixed" at even distances
+    between them; "linear" is at most a bound that falls over prefix_steps, "reverse_linear" one that rises: the bound
+    itself with prefix_shared, else a random share below it."""
+    prefix_min: Share | None = None
+    """Least share, for random and fixed; None: prefix_max."""
     prefix_max: Share = 1.0
     """Greatest share; 1: the whole trace."""
     prefix_steps: PositiveInt = 1000
-    """Steps over which the linear strategies move."""
+    """Steps over which the bound of the linear strategies moves."""
     prefix_shared: bool = False
     """Whether the rows of a group that begin in a trace have one share and one trace."""
 
@@ -88,7 +90,7 @@ class Mixed(WithTraces):
         low, high = self.off_ratio_min, self.off_ratio_max
         if low is not None and high is not None and low > high:
             raise ConfigError(f"off_ratio_min {low} exceeds off_ratio_max {high}")
-        if self.prefix_strategy in ("random", "fixed") and self.prefix_min > self.prefix_max:
+        if self.least_share > self.prefix_max:
             raise ConfigError(f"prefix_min {self.prefix_min} exceeds prefix_max {self.prefix_max}")
 
     @property
@@ -103,20 +105,27 @@ class Mixed(WithTraces):
         return replace(super().ratios, off_shaping=shape, off_ratio_clip=(self.off_ratio_min, self.off_ratio_max))
 
     @property
-    def whole_traces(self) -> bool:
-        return self.prefix_strategy in ("random", "fixed") and self.prefix_min == 1.0
+    def least_share(self) -> float:
+        return self.prefix_max if self.prefix_min is None else self.prefix_min
+
+    @property
+    def takes_whole_traces(self) -> bool:
+        return self.prefix_strategy in ("random", "fixed") and self.least_share == 1.0
+
+    def sampled_rows(self, size: int) -> float:
+        return super().sampled_rows(size) if self.takes_whole_traces else size
 
     def traces_needed(self) -> int:
-        return self.num_off_policy if self.whole_traces else min(1, self.num_off_policy)
+        return self.num_off_policy if self.takes_whole_traces else min(1, self.num_off_policy)
 
     def starts(self, draw: Draw) -> list[Start]:
-        if self.whole_traces:
+        if self.takes_whole_traces:
             return super().starts(draw)
         traces = draw.some_traces(1 if self.prefix_shared else self.num_off_policy)
         shares = prefix_shares(
             self.prefix_strategy,
             rows=self.num_off_policy,
-            low=self.prefix_min,
+            low=self.least_share,
             high=self.prefix_max,
             done=min(draw.step / self.prefix_steps, 1.0),
             shared=self.prefix_shared,
@@ -141,7 +150,7 @@ class Mixed(WithTraces):
 
 @register("mixed_shaping", "Mixed-Policy RL + Shaping")
 class MixedShaping(Mixed):
-    off_shaping: Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power"] = "regularized"
+    off_shaping: OffShaping = "regularized"
 
 
 @register("luffy", "LUFFY")

@@ -30,10 +30,12 @@ class Grouped(Method):
     """Upper clip range where it differs from epsilon."""
     on_shaping: Literal["none", "regularized", "sqrt", "power"] = "none"
     """Shaping of both probabilities in the on-policy ratio (log and prob_plus_log would not be ratios)."""
-    on_gamma: Positive = 0.1
-    """Parameter of the regularized on-policy shaping."""
-    on_exponent: Positive = 0.5
-    """Parameter of the power on-policy shaping."""
+    gamma: Positive = 0.1
+    """Parameter of the regularized shaping."""
+    on_gamma: Positive | None = None
+    """Parameter of the regularized on-policy shaping; None: gamma."""
+    shaping_exponent: Positive = 0.5
+    """Parameter of the power shaping."""
 
     def __post_init__(self) -> None:
         if self.epsilon is None and self.epsilon_high is not None:
@@ -44,7 +46,8 @@ class Grouped(Method):
         clip = None
         if self.epsilon is not None:
             clip = self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
-        parameters = {"regularized": {"gamma": self.on_gamma}, "power": {"exponent": self.on_exponent}}
+        gamma = self.gamma if self.on_gamma is None else self.on_gamma
+        parameters = {"regularized": {"gamma": gamma}, "power": {"exponent": self.shaping_exponent}}
         shape = shaping.get(self.on_shaping, **parameters.get(self.on_shaping, {}))
         return Ratios(on_shaping=None if self.on_shaping == "none" else shape, clip=clip)
 

@@ -107,7 +107,7 @@ class Memory:
 
     def keep(self, problem: int, start: Start, most: int) -> None:
         """Adds a start; of more than `most` of a problem the oldest is forgotten."""
-        self.starts[problem] = [*self.of(problem), start][-most:]
+        self.starts[problem] = [*self.of(problem), start][-most:] if most else []
 
     def forget(self, problem: int) -> None:
         self.starts.pop(problem, None)
@@ -121,6 +121,7 @@ class Memory:
             "problems": np.array([problem for problem, _ in flat], np.int64),
             "lengths": np.array([len(start.tokens) for _, start in flat], np.int64),
             "whole": np.array([start.whole for _, start in flat], np.bool_),
+            "known": np.array([start.logprobs is not None for _, start in flat], np.bool_),
             "tokens": np.concatenate([NO_TOKENS, *(start.tokens for _, start in flat)]).astype(np.int32),
             "logprobs": np.concatenate([np.zeros(0, np.float32), *known]).astype(np.float32),
         }
@@ -129,11 +130,10 @@ class Memory:
         """Becomes what `arrays` was made from."""
         self.starts = {}
         ends = np.cumsum(arrays["lengths"])
-        columns = (arrays["problems"], arrays["lengths"], ends, arrays["whole"])
-        for problem, length, end, complete in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (arrays["problems"], arrays["lengths"], ends, arrays["whole"], arrays["known"])
+        for problem, length, end, complete, known in zip(*(column.tolist() for column in columns), strict=True):
             tokens, logprobs = arrays["tokens"][end - length : end], arrays["logprobs"][end - length : end]
-            known = None if np.isnan(logprobs).any() else logprobs
-            self.starts.setdefault(problem, []).append(Start(tokens, known, complete))
+            self.starts.setdefault(problem, []).append(Start(tokens, logprobs if known else None, complete))
 
 
 @dataclass(frozen=True)

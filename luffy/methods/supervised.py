@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from ..errors import ConfigError
-from .base import Method, Whole, register
+from .base import Method, RunConfig, register
 from .fields import Count, NonNegative, Positive, PositiveInt
 from .mixed import WithTraces
 from .on_policy import OnPolicy
@@ -48,7 +48,7 @@ class SFT(Method):
 class RLSFTLoss(WithTraces):
     """Rollouts learn by reward, demonstrations by their likelihood."""
 
-    sft_loss_coef: Positive = 0.03
+    sft_loss_coef: NonNegative = 0.03
     """Weight of the token-mean negative log-likelihood of the demonstrations."""
 
     def signal(self, batch: Batch) -> Signal:
@@ -64,7 +64,7 @@ class SFTRL(OnPolicy):
 
     first_stage_steps: Count = 0
     """Steps of the first stage; 0: as many as of the second."""
-    num_off_policy: PositiveInt = 1
+    first_stage_num_off_policy: PositiveInt = 1
     """Demonstrations of a problem in a step of the first stage."""
     sft_learning_rate: Positive = 1e-3
     """Peak learning rate of the first stage."""
@@ -73,7 +73,7 @@ class SFTRL(OnPolicy):
     complement_split: str = "complement"
     """Split of the complement."""
 
-    def check(self, config: Whole) -> None:
+    def check(self, config: RunConfig) -> None:
         data = config.data
         if data.dataset != "tinyworld" and self.complement == "tinyworld":
             raise ConfigError(f"{self.name} on {data.dataset} needs a complement: problems for its second stage")
@@ -81,8 +81,8 @@ class SFTRL(OnPolicy):
             raise ConfigError(f"the complement of {self.name} must be other problems than its dataset")
         self.stages(config)  # each is checked when it is made
 
-    def stages(self, config: Whole) -> list[tuple[str, Any]]:
-        sft = SFT(num_off_policy=self.num_off_policy, sft_learning_rate=self.sft_learning_rate)
+    def stages(self, config: RunConfig) -> list[tuple[str, Any]]:
+        sft = SFT(num_off_policy=self.first_stage_num_off_policy, sft_learning_rate=self.sft_learning_rate)
         steps = self.first_stage_steps or config.max_steps
         first = config.replace(method=sft, max_steps=steps, final_eval_problems=0, **SFT.defaults)
         shared = {f.name: getattr(self, f.name) for f in fields(OnPolicy)}

@@ -22,6 +22,7 @@ from typing import Any
 
 from .. import methods
 from ..config import Config, fitting, make_config
+from ..errors import RunError
 from ..methods import PAPER_METHODS
 from ..runs import RunDirectory, make_manifest
 
@@ -107,8 +108,20 @@ def by_variant(jobs: Sequence[Job]) -> dict[str, list[Job]]:
 
 
 def make_job(config: Config, runs_dir: str | Path) -> Job:
+    """The run of a configuration in a folder: one that is there, also if it was begun when directories had other names,
+    or a new one."""
+    name = f"{config.method.name}-seed{config.seed}"
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
-    return Job(config, Path(runs_dir) / f"{config.method.name}-seed{config.seed}-{digest}")
+    usual = Path(runs_dir) / f"{name}-{digest}"
+    others = [] if usual.exists() else sorted(Path(runs_dir).glob(f"{name}-*/config.json"))
+    return Job(config, next((path.parent for path in others if _holds(path.parent, config)), usual))
+
+
+def _holds(run_dir: Path, config: Config) -> bool:
+    try:
+        return RunDirectory(run_dir).config() == config
+    except RunError:
+        return False
 
 
 def parallel_slots() -> list[dict[str, str]]:

@@ -16,7 +16,6 @@ import yaml
 from .. import methods
 from ..config import Config, fitting, make_config, read_file
 from ..errors import ConfigError
-from ..methods import METHODS
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -30,10 +29,12 @@ def read_values(path: str | Path, method: str) -> dict[str, Any]:
     named = PRESETS / f"{path}.yaml"
     values = read_file(named if named.is_file() else path)
     base, own = values.pop("base", None), values.pop("methods", None) or {}
-    if not isinstance(own, dict) or not set(own) <= set(METHODS):
-        raise ConfigError(f"{path}: `methods` is a mapping of {', '.join(METHODS)} to fields")
-    merged = {**(read_values(base, method) if base else {}), **values, **(own.get(method) or {})}
-    return fitting(merged, methods.get(method))
+    if not isinstance(own, dict) or not all(isinstance(fields, dict) for fields in own.values()):
+        raise ConfigError(f"{path}: `methods` is a mapping of methods to fields of theirs, not {own!r}")
+    chosen = methods.get(method)
+    theirs = [fields for name, fields in own.items() if methods.get(name) is chosen]
+    merged = {**(read_values(base, method) if base else {}), **values, **(theirs[0] if theirs else {})}
+    return fitting(merged, chosen)
 
 
 def read_config(path: str | None, method: str | None) -> Config:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import Config
 from ..data.tokenization import TokenizedProblem, completion_text
-from ..errors import NonFiniteError
+from ..errors import ConfigError, NonFiniteError
 from ..evaluation.rewards import Reward
 from ..methods.rows import Draw, Memory, Rounds, Row, Start
 from ..sampling.protocol import Rollout, Sampler, SamplingParams, SamplingRequest
@@ -57,7 +57,7 @@ class Collector:
                 traces = self.problems[index].traces
                 draw = Draw(index, traces, sampling.num_generations, seed, step, self.memory)
                 rounds = self.config.method.rounds(draw)
-                waiting.append((_Group(number, index, rounds, []), next(rounds)))
+                waiting.append((_Group(number, index, rounds, []), next(rounds, [])))
         try:
             while waiting:
                 self._round(waiting, rows, sampler, step)
@@ -91,6 +91,11 @@ class Collector:
                         add(group, self._whole(group, index, start))
                     else:
                         used = len(start.tokens)
+                        if used >= self.config.data.max_completion_length:
+                            raise ConfigError(
+                                f"method {self.config.method.name} begins a row with {used} tokens, which leaves "
+                                f"nothing of max_completion_length {self.config.data.max_completion_length}"
+                            )
                         behind = np.concatenate([prompt, start.tokens]) if used else prompt
                         requests.append(SamplingRequest(behind, group.problem, index, used))
                         asked.append((group, start))

@@ -225,24 +225,23 @@ def _memory(config: Config, shape: Shape, ranks: int, capacity: int, window: int
 
 
 def _seconds(config: Config, shape: Shape, ranks: int, capacity: int, gpu: str, length: int) -> dict[str, float]:
-    sampling, engine = config.sampling, config.engine
+    sampling, engine, method = config.sampling, config.engine, config.method
     flops, bandwidth = GPUS[gpu]
-    rows = sampling.rollout_batch_size * (
-        config.method.traces_wanted() if not config.method.samples else sampling.num_generations
-    )
+    rows = sampling.rollout_batch_size * (sampling.num_generations if method.samples else method.traces_wanted())
     tokens = rows * (length + config.data.max_prompt_length // 4) / ranks
     forward = 2 * shape.parameters * tokens / (MFU * flops)
+    update = forward * (4 if engine.gradient_checkpointing else 3)
     seconds = {
         "sample": 0.0,
-        "old log-probs": forward if config.update.recompute_old_logp and config.method.samples else 0.0,
-        "update": forward * (4 if engine.gradient_checkpointing else 3),
+        "old log-probs": forward if config.update.recompute_old_logp and method.samples else 0.0,
+        "reference": forward if method.beta and method.samples else 0.0,
+        "update": update * config.update.num_iterations,
     }
-    if config.method.samples:
-        here = (rows - sampling.rollout_batch_size * config.method.traces_wanted()) / ranks
+    here = sampling.rollout_batch_size * method.sampled_rows(sampling.num_generations) / ranks
+    if here:
         element = 2 if engine.precision == "bfloat16" else 4
-        cache = (
-            sampling.vllm_cache_mb << 20
-        ) or sampling.vllm_gpu_memory_utilization * capacity - element * shape.parameters
+        share = sampling.vllm_gpu_memory_utilization * capacity
+        cache = (sampling.vllm_cache_mb << 20) or share - element * shape.parameters
         fitting = cache / (length * shape.cache_per_token * element) if sampling.sampler == "vllm" else math.inf
         at_once = max(1.0, min(here, sampling.sampler_rows, fitting))
         read = element * (shape.parameters + at_once * length / 2 * shape.cache_per_token)

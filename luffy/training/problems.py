@@ -76,6 +76,7 @@ def tokenized(
         long_traces=data.long_traces,
         template_kwargs=data.template_kwargs,
         day=day,
+        teacher=method.needs_teacher,
     )
     if method.traces_wanted() and not counts["traces"]:
         raise DataError(f"no trace of {data.dataset} fits max_completion_length {data.max_completion_length}")

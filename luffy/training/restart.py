@@ -36,6 +36,7 @@ class Restarting:
         once in a run, and the work of all ranks done again. Raises SamplerError."""
         while True:
             result, failure = None, None
+            self.clock.failed = ""  # what failed before is done again
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # what the update has left in torch's cache is the sampler's now
             try:

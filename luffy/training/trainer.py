@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from ..config import Config, check_installed
@@ -56,7 +55,7 @@ from .validation import Validation
 
 log = logging.getLogger(__name__)
 
-MEMORY_FILE = "memory.safetensors"
+MEMORY_FILE = "memory.npz"  # whatever loads the model may take every .safetensors beside it
 
 Forward = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
@@ -83,6 +82,7 @@ class Trainer:
         found = self.ranks.broadcast(run.latest_checkpoint() if self.ranks.first else None)
         self.model = load_policy(config, found[1] if found else config.model)
         self.clock, self.memory = Clock(), Memory()
+        self._check_window()
         self.samplers = self._count_samplers()
         place = self.ranks.rank if self.ranks.rank < self.samplers else None
         sampler = make_sampler(self.model, self.tokenizer, config, place)
@@ -104,18 +104,27 @@ class Trainer:
         )  # fmt: skip
         self.validation = Validation(config, families, self.tokenizer, self.ends, self.reward, self.sampler, self.here)
 
-    def _count_samplers(self) -> int:
-        """How many ranks sample: all, or those that have a server. Raises ConfigError for sizes that cannot be."""
-        data, servers = self.config.data, len(self.config.sampling.vllm_servers)
-        window = data.max_prompt_length + data.max_completion_length
+    def _check_window(self) -> None:
+        """Raises ConfigError if prompt and completion exceed the model's positions."""
+        window = self.config.data.max_prompt_length + self.config.data.max_completion_length
         positions = self.model.config.max_position_embeddings
         if window > positions:
             raise ConfigError(
                 f"max_prompt_length + max_completion_length is {window}, the model has {positions} positions"
             )
+
+    def _count_samplers(self) -> int:
+        """How many ranks sample: all, or those that have a server. Raises ConfigError if there are more servers."""
+        servers = len(self.config.sampling.vllm_servers)
         if servers > self.ranks.size:
             raise ConfigError(f"{servers} vllm_servers for {self.ranks.size} ranks: one each at most")
         return servers or self.ranks.size
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends what runs beside the trainer, and gives its memory back."""
@@ -262,7 +271,7 @@ class Trainer:
             state = {"step": step, "totals": dict(self.totals), "data": self.fingerprint}
             (folder / "trainer.json").write_text(json.dumps(state))
             if self.memory.starts:
-                save_file(self.memory.arrays(), folder / MEMORY_FILE)
+                np.savez(folder / MEMORY_FILE, **self.memory.arrays())  # type: ignore[arg-type]
 
     def load(self, folder: Path) -> None:
         """Takes up what `save` wrote, but for the model. Raises RunError if it is of other data."""
@@ -271,7 +280,8 @@ class Trainer:
             raise RunError(f"{self.config.data.dataset} is not the data that {self.run.path} was trained on so far")
         self.totals.update(state["totals"])
         if (folder / MEMORY_FILE).exists():
-            self.memory.restore(load_file(folder / MEMORY_FILE))
+            with np.load(folder / MEMORY_FILE, allow_pickle=False) as arrays:
+                self.memory.restore(dict(arrays))
         self.engine.load_optimizer(folder)
 
     def readable(self, rows: Sequence[Row], advantages: Tensor, groups: int = 2) -> list[dict[str, Any]]:

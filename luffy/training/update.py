@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..methods import Method
-from ..methods.rows import Batch, Row, Signal
+from ..methods.rows import Batch, Signal
 from ..model.packing import MicroBatch, TokenSequence
 from ..objective import loss_metrics, policy_scale, token_losses
 from .metrics import GAP_BOUND, Metrics
@@ -29,14 +29,13 @@ Pack = Callable[[Sequence[TokenSequence]], list[MicroBatch]]
 
 @dataclass
 class MiniBatch:
-    """Rows that take part in one optimiser step, and their tokens on one flat axis (N,), on the model's device.
+    """The rows that take part in one optimiser step: their tokens on one flat axis (N,), on the model's device.
 
     signal: what every token counts for; scale: its factor in the policy term. micro_batches: this rank's share, packed
     once. sampler_logp: log-probs of those who wrote the tokens; old_logp: of own tokens under the policy that has
     sampled; reference_logp: under the model of the KL term. The last two are only set where this rank computes.
     """
 
-    rows: Sequence[Row]
     signal: Signal
     scale: Tensor
     micro_batches: list[MicroBatch]
@@ -75,7 +74,6 @@ def mini_batches(
         rows = [batch.rows[i] for i in chosen]
         made.append(
             MiniBatch(
-                rows,
                 part,
                 policy_scale(part.policy, part.rows - part.rows[0], loss_type=loss_type, window=window),
                 [micro.to(device) for micro in pack([TokenSequence(row.prompt_ids, row.token_ids) for row in rows])],
@@ -127,7 +125,9 @@ def loss_terms(
         terms["kl"] = method.beta * divergence
 
     metrics.totals({"pg_loss": terms["policy"], "kl": divergence})
-    metrics.means(loss_metrics(losses, logp[part], old[part], foreign[part]))
+    in_policy_term = loss_metrics(losses, logp[part], old[part], foreign[part])
+    del in_policy_term["off_policy_prob"]  # below: of all foreign tokens
+    metrics.means(in_policy_term)
     moved, mismatch = (logp - old)[own].abs(), (logp - sampler)[own].abs()
     metrics.means(
         {

@@ -20,6 +20,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
 
 from .answers import boxes, final_answer
@@ -98,7 +99,7 @@ class _Worker:
     def _start(self) -> None:
         # A fresh interpreter rather than a fork: the parent may hold a GPU, threads, or a notebook kernel. The package
         # is named by its folder, so that the process finds it whatever the parent's path looks like.
-        package = os.path.dirname(os.path.abspath(__file__))
+        home = str(Path(__file__).resolve().parents[2])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "luffy.verifier.worker", str(self.timeout_s), str(self.memory_mb)],
             stdin=subprocess.PIPE,
@@ -106,7 +107,7 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(filter(None, [os.path.dirname(package), os.getenv("PYTHONPATH")])),
+                "PYTHONPATH": os.pathsep.join(filter(None, [home, os.getenv("PYTHONPATH")])),
                 "OMP_NUM_THREADS": "1",
                 "OPENBLAS_NUM_THREADS": "1",
             },

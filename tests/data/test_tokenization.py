@@ -57,9 +57,12 @@ def test_log_probs_of_a_trace_are_one_per_token_or_refused(tiny):
 
     known = [-0.1 * i for i in range(len(tokenize_trace(problem().traces[0], "84+1?", tiny[1])))]
     whole = replace(problem(), trace_logprobs=(tuple(known),))
-    (kept,), _ = tokenized(tiny, [whole])
+    (kept,), _ = tokenized(tiny, [whole], teacher=True)
     np.testing.assert_allclose(kept.traces[0].logprobs, np.float32(known))
-    (cut,), _ = tokenized(tiny, [whole], max_completion_length=5)
+    (cut,), _ = tokenized(tiny, [whole], max_completion_length=5, teacher=True)
     np.testing.assert_allclose(cut.traces[0].logprobs, np.float32(known[:5]))
+    wrong = replace(problem(), trace_logprobs=(tuple(known[:-1]),))
     with pytest.raises(DataError, match=f"has {len(known) - 1} values for a trace of {len(known)} tokens"):
-        tokenized(tiny, [replace(problem(), trace_logprobs=(tuple(known[:-1]),))])
+        tokenized(tiny, [wrong], teacher=True)
+    (unread,), _ = tokenized(tiny, [wrong])  # nobody wants them
+    assert unread.traces[0].logprobs is None

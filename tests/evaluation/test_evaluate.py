@@ -17,7 +17,7 @@ from luffy import benchmarks, tables
 from luffy.errors import ConfigError, DataError, RunError, TemplateError
 from luffy.evaluation import evaluate as eval_runs
 from luffy.evaluation.evaluate import Evaluation, evaluate_models
-from luffy.evaluation.settings import EvaluationConfig
+from luffy.evaluation.options import EvaluationConfig
 from luffy.model.loading import TINY_MODEL
 from luffy.runs import RunDirectory, read_lines
 from luffy.verifier import strict as grading
@@ -86,7 +86,7 @@ def test_damaged_lines_are_done_again(done, world, tmp_path, caplog):
 def test_a_new_grader_grades_without_generating(done, world, tmp_path, monkeypatch):
     forbid_generation(monkeypatch)
     expected = done.results()
-    monkeypatch.setattr("luffy.evaluation.settings.grader_version", lambda: "another")
+    monkeypatch.setattr("luffy.evaluation.options.grader_version", lambda: "another")
     again = copy_of(done, world, tmp_path)
     with pytest.raises(RunError, match="is not complete: 24 of 24 problems have no scores"):
         again.results()

@@ -22,18 +22,18 @@ RL = {
 }  # P4 (Dr. GRPO), R
 SHAPED = {"off_shaping": "regularized", "gamma": 0.1}  # P4, Eq. 6
 TRACE = {"num_off_policy": 1, "trace_share": 1.0}  # P4: one of eight; R: sample_target_ratio
-WHOLE = {"prefix_strategy": "random", "prefix_min": 1.0, "prefix_max": 1.0, "prefix_shared": False}  # R
+WHOLE = {"prefix_strategy": "random", "prefix_min": None, "prefix_max": 1.0, "prefix_shared": False}  # R
 MIXED = {**RL, **TRACE, **WHOLE, "baseline": "union", "off_ratio": "pi"}  # Eq. 4; P4: pi_phi = 1
 METHODS = {
     "on_policy": {**RL, **CLIP, "on_shaping": "none"},
-    "on_policy_shaping": {**RL, **CLIP, "on_shaping": "regularized", "on_gamma": 0.1},  # Table 4
+    "on_policy_shaping": {**RL, **CLIP, "on_shaping": "regularized", "gamma": 0.1, "on_gamma": None},  # Table 4
     "on_policy_no_clip": {**RL, **NO_CLIP, "on_shaping": "none"},  # Table 4
     "mixed": {**MIXED, **CLIP, "off_shaping": "none"},  # Table 4
     "mixed_shaping": {**MIXED, **CLIP, **SHAPED},  # Table 4
     "luffy": {**MIXED, **NO_CLIP, **SHAPED},
     "sft": {"sft_loss_coef": 1.0, "entropy_coef": 0.0, "num_off_policy": 1, "sft_learning_rate": 1e-3},  # Q
     "rl_sft_loss": {**RL, **TRACE, **NO_CLIP, "sft_loss_coef": 0.03},  # R: loss_remove_clip; Q
-    "sft_rl": {**RL, **CLIP, "num_off_policy": 1, "sft_learning_rate": 1e-3, "first_stage_steps": 0,
+    "sft_rl": {**RL, **CLIP, "first_stage_num_off_policy": 1, "sft_learning_rate": 1e-3, "first_stage_steps": 0,
                "complement": "tinyworld", "complement_split": "complement"},
 }  # fmt: skip
 PAPER = {
@@ -159,5 +159,5 @@ def test_files_of_ones_own(tmp_path):
     assert configuration(mine).max_steps == 7 and configuration(mine, "sft").max_steps == 9
     assert configuration(mine).update.learning_rate == 1e-6
     mine.write_text("methods: {lufy: {steps: 9}}\n")
-    with pytest.raises(ConfigError, match="`methods` is a mapping"):
+    with pytest.raises(ConfigError, match="no method 'lufy'"):
         configuration(mine)

@@ -115,7 +115,7 @@ def test_a_replay_replays_and_is_resumed_to_the_bit(tmp_path):
     # the policy moves little in two optimiser steps: its ratio to that of the step before is near 1, and not 1
     ratios = [row["off_ratio_mean"] for row in run.metrics()[1:]]
     assert all(0.5 < ratio < 2 and ratio != 1 for ratio in ratios)
-    assert (run.path / "checkpoints" / "step-000004" / "memory.safetensors").is_file()
+    assert (run.path / "checkpoints" / "step-000004" / "memory.npz").is_file()
     assert_same_run(resume(cut_short(run.path, tmp_path / "cut", 6)), run)
 
 
@@ -129,6 +129,10 @@ def test_memory_comes_back_as_it_was():
     again.restore(memory.arrays())
     assert {k: [s.tokens.tolist() for s in v] for k, v in again.starts.items()} == {3: [[7], [8, 9]], 1: [[4]]}
     assert [s.whole for s in again.of(3)] == [False, True] and again.of(3)[0].logprobs is None
+    memory.keep(5, Start(np.array([1, 2], np.int32), np.array([np.nan, -1.0], np.float32)), most=1)  # an unknown prefix
+    memory.keep(6, Start(np.array([1], np.int32)), most=0)
+    again.restore(memory.arrays())
+    assert np.isnan(again.of(5)[0].logprobs[0]) and again.of(5)[0].logprobs[1] == -1 and again.of(6) == []
     assert again.of(1)[0].logprobs.tolist() == [-2.0] and again.of(2) == []
 
 
@@ -176,9 +180,10 @@ def test_rows_without_any_weight_take_no_part(tmp_path):
     guided = {row.group for row in rows if row.foreign}
     part = first_part(one, rows)
     assert 0 < len(guided) < 8
-    assert len(part.rows) == len(guided) + 8 * (8 - len(guided))
+    kept = [row for row in rows if row.foreign or row.group not in guided]
+    assert len(part.signal.rows.unique()) == len(kept) == len(guided) + 8 * (8 - len(guided))
+    assert part.tokens == len(part.old_logp) == sum(len(row.token_ids) for row in kept)
     assert one.update(part)["grad_norm"] > 0
-    assert part.tokens == len(part.old_logp) == sum(len(row.token_ids) for row in part.rows)
     one.close()
 
 

@@ -52,6 +52,11 @@ def test_parts_by_hand():
     # 1,024 completions of 2,211 tokens and a quarter of the prompt window, on 8 GPUs at 40% of 312 Tflop/s
     tokens = 1024 * (2211 + 256) / 8
     assert made.seconds["update"] == pytest.approx(8 * parameters * tokens / (0.4 * 312e12))
+    twice = plan(configuration("paper").replace(num_iterations=2, beta=0.1), ranks=8)
+    assert twice.seconds["update"] == pytest.approx(2 * made.seconds["update"])
+    assert twice.seconds["reference"] == made.seconds["old log-probs"] > made.seconds["reference"] == 0
+    prefixes = configuration("paper").replace(prefix_max=0.1, num_off_policy=7)
+    assert plan(prefixes, ranks=8).seconds["sample"] > plan(configuration("paper"), ranks=8).seconds["sample"]
     offloaded = plan(configuration("paper").replace(offload_optimizer=True), ranks=8)
     assert offloaded.memory["optimiser"] == 0 and offloaded.host == 12 * parameters
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from pydantic import Field
 
-from ..config import TINY, Device, Mapping, RewardName, Template, check_package
+from ..config import TINY, Device, JsonMapping, RewardName, Template, check_package
 from ..errors import ConfigError
 from ..methods.fields import Count, NonNegative, Positive, PositiveInt, settings
 from ..runs import damage
@@ -40,7 +40,7 @@ class EvaluationConfig:
     """Sample from the smallest set of tokens with at least this probability."""
     samples: Count = 0
     """Completions per problem; 0: the benchmark's own number."""
-    template_kwargs: Mapping = field(default_factory=dict)
+    template_kwargs: JsonMapping = field(default_factory=dict)
     """Variables of the tokenizer's own template, such as {"enable_thinking": false}; as a flag: JSON."""
     max_prompt_length: PositiveInt = 1024
     """Longest prompt in tokens; longer ones are left out and counted."""
