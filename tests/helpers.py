@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import traceback
 from pathlib import Path
 
 import torch
@@ -60,6 +62,24 @@ def cut_short(run: Path, to: Path, *lost: int) -> Path:
     for step in lost:
         shutil.rmtree(to / "checkpoints" / f"step-{step:06d}")
     return to
+
+
+def forked(work) -> int:
+    """Starts `work` in a process of its own, a copy of this one (whose libraries are imported), to be killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def ended(pid: int) -> int:
+    """Waits for a process of `forked` and returns its exit code, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def make_trainer(folder, method="luffy", **values):

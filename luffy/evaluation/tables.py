@@ -57,7 +57,7 @@ def summary(evaluations: Evaluations, loaded: Sequence[LoadedBenchmark]) -> pd.D
         for name, members in _groups(loaded).items():
             row: dict[str, Any] = {"model": label, "benchmark": name, "label": AVERAGES[name], "metric": "mean"}
             row |= _percent(stats.bootstrap([results[member].scores for member in members]))
-            strict_mean = stats.bootstrap([strict[member].scores for member in members], draws=1).value
+            strict_mean = mean([strict[member].accuracy for member in members])
             rows.append(row | {"strict": 100 * strict_mean})
     return pd.DataFrame(rows)
 

@@ -5,15 +5,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from datetime import date
 
 import pytest
+from helpers import ended, forked
 from paths import SHARED_DATA
 
 from luffy import benchmarks, tables
+from luffy.cli import main
 from luffy.errors import ConfigError, DataError, RunError, TemplateError
 from luffy.evaluation import evaluate as eval_runs
 from luffy.evaluation.evaluate import Evaluation, evaluate_models
@@ -179,31 +179,29 @@ def test_another_way_of_sampling_is_another_directory(world, tmp_path):
     assert len({same, *others}) == 6
 
 
-def test_kill_and_resume(tmp_path):
+def test_kill_and_resume(tmp_path, capfd):
     """SIGKILL while completions are written; afterwards everything is there once and as if nothing had happened."""
-    code = "import sys; from luffy.cli import main; main(sys.argv[1:])"
     flags = "evaluate --model tiny --benchmarks tinyworld --limit 60 --samples 8 --sampler-rows 16 --out-dir"
-    environment = {**os.environ, "TQDM_DISABLE": "1"}
 
-    def start(folder):
-        command = [sys.executable, "-c", code, *flags.split(), str(tmp_path / folder)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+    def evaluate(folder):
+        main([*flags.split(), str(tmp_path / folder)])
 
-    whole = start("whole")
-    table = whole.communicate()[0]
-    assert whole.returncode == 0 and "| tiny " in table
-    killed = start("killed")
+    evaluate("whole")
+    table = capfd.readouterr().out
+    assert "| tiny " in table
+    killed = forked(lambda: evaluate("killed"))
     deadline = time.monotonic() + 120
     written = []
     while not written and time.monotonic() < deadline:
         written = [p for p in (tmp_path / "killed").glob("*/completions.jsonl") if p.stat().st_size > 2000]
         time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    os.kill(killed, signal.SIGKILL)
+    assert ended(killed) == -signal.SIGKILL
     before = written[0].read_bytes()
     assert 0 < before.count(b"\n") < 240
-    resumed = start("killed")
-    assert resumed.communicate()[0] == table
+    capfd.readouterr()
+    evaluate("killed")
+    assert capfd.readouterr().out == table
     assert written[0].read_bytes().startswith(before[: before.rfind(b"\n") + 1])  # nothing was generated twice
     expected = next((tmp_path / "whole").glob("*/completions.jsonl"))
     ours, theirs = (sorted(map(json.dumps, read_lines(path))) for path in (written[0], expected))

@@ -2,7 +2,6 @@
 policy, and a method of one's own as CONTRIBUTING.md has it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -190,15 +189,14 @@ def test_rows_without_any_weight_take_no_part(tmp_path):
 # --- one's own -------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_method_in_ten_lines(tmp_path):
+def test_a_new_method_in_ten_lines(tmp_path, monkeypatch):
     """The example of CONTRIBUTING.md as it stands there: from a file, by the command line, interrupted and resumed."""
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     (tmp_path / "gated.py").write_text(code)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**SHORT, "gamma": 0.3}.items()]
     command = [sys.executable, "-m", "luffy.cli", "train", "--method", "gated:gated", "--run-dir", "run", *flags]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = RunDirectory(tmp_path / "run")
     first = run.metrics()[0]
@@ -208,8 +206,8 @@ def test_a_new_method_in_ten_lines(tmp_path):
     )
     assert json.loads((run.path / "config.json").read_text())["method"] == "gated:gated"
     cut = cut_short(run.path, tmp_path / "cut", 2)
-    again = [sys.executable, "-m", "luffy.cli", "resume", str(cut)]
-    assert subprocess.run(again, capture_output=True, cwd=tmp_path, env=environment).returncode == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    resume(cut)
     ours, theirs = (RunDirectory(path).metrics() for path in (cut, run.path))
     assert [row["pg_loss"] for row in ours] == [row["pg_loss"] for row in theirs]
 

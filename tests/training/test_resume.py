@@ -1,6 +1,5 @@
 """Determinism, and resuming after real kills: the same metrics and weights to the bit."""
 
-import json
 import os
 import random
 import shutil
@@ -10,9 +9,9 @@ import sys
 import time
 
 import pytest
-from helpers import assert_same_run, comparable
+from helpers import assert_same_run, comparable, ended, forked
 
-from luffy import RunError, Trainer, make_config, resume, train
+from luffy import RunError, Trainer, make_config, resume, runs, train
 from luffy.runs import RunDirectory, damage
 
 
@@ -30,59 +29,59 @@ def test_seed_changes_the_run(luffy_run, tmp_path):
     assert comparable(other.metrics())[1:] != comparable(luffy_run.metrics())[1:]
 
 
-def kill_and_resume(directory, config, delays):
-    """Starts `luffy` as a user would, kills it after each delay (s, from the first sign of training), then resumes."""
-    run = RunDirectory(directory)
-    run.start(config, {})
-    command = [sys.executable, "-m", "luffy.cli", "resume", str(directory)]
-    killed = 0
-    for delay in delays:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        known, deadline = len(run.metrics()), time.monotonic() + 60
-        while process.poll() is None and len(run.metrics()) <= known and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(delay)
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert subprocess.run(command, capture_output=True).returncode == 0
-    return killed, run
-
-
 def test_killed_at_random_moments_equals_uninterrupted(tmp_path, short_run):
     """kill -9, several times, at moments that differ between runs of this test."""
     config = make_config("luffy", **{**short_run, "steps": 14})
     reference = train(config, tmp_path / "whole")
-    seed = random.randrange(10**6)
+    run = RunDirectory(tmp_path / "killed")
+    run.start(config, {})
+    seed, killed = random.randrange(10**6), 0
     rng = random.Random(seed)
-    killed, run = kill_and_resume(tmp_path / "killed", config, [rng.uniform(0, 0.5) for _ in range(2)])
+    for _ in range(3):
+        pid = forked(lambda: resume(run.path))
+        known, deadline = len(run.metrics()), time.monotonic() + 60
+        while len(run.metrics()) <= known and time.monotonic() < deadline and not run.is_complete:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        os.kill(pid, signal.SIGKILL)
+        killed += ended(pid) == -signal.SIGKILL
+    resume(run.path)
     print(f"delays from seed {seed}, {killed} kills")
     assert killed >= 1
     assert_same_run(run, reference)
 
 
-def test_killed_during_a_checkpoint(tmp_path, short_run, luffy_run):
+def test_killed_as_a_user_would(tmp_path, short_run):
+    """The command line, killed in its first steps and started again."""
+    config = make_config("luffy", **{**short_run, "steps": 8})
+    run = RunDirectory(tmp_path / "killed")
+    run.start(config, {})
+    command = [sys.executable, "-m", "luffy.cli", "resume", str(run.path)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(run.metrics()) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert_same_run(resume(run.path), train(config, tmp_path / "whole"))
+
+
+def test_killed_during_a_checkpoint(tmp_path, luffy_run, monkeypatch):
     """A process that dies after writing half of a checkpoint leaves one that is not taken for whole."""
-    directory = tmp_path / "half"
-    code = (
-        "import os, sys, luffy.runs\n"
-        "from luffy import resume\n"
-        "write = luffy.runs.write_json\n"
-        "def dying(path, value):\n"
-        "    if path.name == 'checkpoint.json' and value['step'] == 4:\n"
-        "        os.kill(os.getpid(), 9)\n"
-        "    write(path, value)\n"
-        "luffy.runs.write_json = dying\n"
-        "resume(sys.argv[1])\n"
-    )
-    run = RunDirectory(directory)
+    run = RunDirectory(tmp_path / "half")
     run.start(luffy_run.config(), {})
-    assert (
-        subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True).returncode == -signal.SIGKILL
-    )
-    assert (directory / "checkpoints" / ".writing-step-000004").is_dir()
+    write = runs.write_json
+
+    def dying(path, value):
+        if path.name == "checkpoint.json" and value["step"] == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, value)
+
+    monkeypatch.setattr(runs, "write_json", dying)
+    assert ended(forked(lambda: resume(run.path))) == -signal.SIGKILL
+    monkeypatch.undo()
+    assert (run.path / "checkpoints" / ".writing-step-000004").is_dir()
     assert run.latest_checkpoint()[0] == 2
-    assert_same_run(resume(directory), luffy_run)
+    assert_same_run(resume(run.path), luffy_run)
 
 
 def test_damaged_checkpoints_do_not_push_out_good_ones(tmp_path, luffy_run):
@@ -145,17 +144,12 @@ def test_half_written_metrics_row_is_dropped(tmp_path, luffy_run):
     assert_same_run(resume(directory), luffy_run)
 
 
-def test_sft_rl_killed_in_its_first_stage_resumes(tmp_path, short_run):
+def test_sft_rl_killed_in_its_first_stage_resumes(tmp_path, short_run, monkeypatch):
     """Started by train(), not prepared by anybody: the directory must be resumable from its first moment."""
     config = make_config("sft_rl", **short_run)
-    code = (
-        "import json, os, sys, luffy.training.trainer\n"
-        "from luffy.config import from_dict\n"
-        "luffy.training.trainer.Trainer.train_step = lambda self, step, keeper: os.kill(os.getpid(), 9)\n"
-        "luffy.training.trainer.train(from_dict(json.loads(sys.argv[1])), sys.argv[2])\n"
-    )
-    arguments = [sys.executable, "-c", code, json.dumps(config.to_dict()), str(tmp_path / "killed")]
-    assert subprocess.run(arguments, capture_output=True).returncode == -signal.SIGKILL
+    monkeypatch.setattr(Trainer, "train_step", lambda self, step, keeper: os.kill(os.getpid(), signal.SIGKILL))
+    assert ended(forked(lambda: train(config, tmp_path / "killed"))) == -signal.SIGKILL
+    monkeypatch.undo()
     assert resume(tmp_path / "killed").is_complete
 
 
