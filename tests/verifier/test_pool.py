@@ -189,16 +189,14 @@ def test_no_process_is_left_behind():
 
 
 def test_in_a_notebook_kernel(tmp_path):
-    import nbformat
-    from nbclient import NotebookClient
-
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     source = (
         "from luffy import Verifier\n"
         "with Verifier(workers=1) as v:\n"
         "    print(v.score(['</think> 3', '</think> 9^{9^{9}}'], ['3', '3']))"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
     assert notebook.cells[0].outputs[0]["text"] == "[1.0, 0.0]\n"
 
 
