@@ -206,6 +206,7 @@ REWRITINGS = {  # harmless ways of writing a ground truth, each with what it can
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real benchmark files are not here")
 def test_harmless_writing_of_real_ground_truths_is_never_refused():
     """Both graders, all ground truths of the six sets; a table of their agreement is printed (pytest -s)."""
+    pytest.importorskip("datasets")
     from luffy.data.problems import load_problems
 
     golds = sorted({problem.answer for problem in load_problems(str(SHARED_DATA / "valid.all.parquet"))[0]})

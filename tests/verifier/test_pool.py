@@ -207,6 +207,7 @@ def test_lengths_must_agree(verifier):
 
 @pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real benchmark files are not here")
 def test_real_ground_truths_verify_against_themselves(verifier):
+    pytest.importorskip("datasets")
     from luffy.data.problems import load_problems
 
     problems = load_problems(str(SHARED_DATA / "valid.all.parquet"))[0]
