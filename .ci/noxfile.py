@@ -3,7 +3,9 @@
 nox -f .ci/noxfile.py -s lint
 """
 
+import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
@@ -33,20 +35,28 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def notebooks(session: nox.Session) -> None:
-    """Every notebook at smoke size; figures.ipynb fails where a figure has drifted from paper_figures/baselines."""
-    session.chdir(ROOT)
-    with tempfile.TemporaryDirectory() as folder:
+    """Every notebook at smoke size, two at once; figures.ipynb fails where a figure has drifted from
+    paper_figures/baselines."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
         def execute(name: str, **parameters: object) -> None:
             flags = [flag for key, value in parameters.items() for flag in ("-p", key, str(value))]
-            session.run("papermill", f"notebooks/{name}.ipynb", f"{folder}/{name}.ipynb", "--no-progress-bar", *flags)
+            command = ["papermill", f"notebooks/{name}.ipynb", f"{folder}/{name}.ipynb", "--no-progress-bar", *flags]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{name}.ipynb:\n{done.stderr[-5000:]}")
+            session.log(f"executed {name}.ipynb")
 
-        execute("ablation", preset="smoke", runs_dir=f"{folder}/ablation")
-        execute("train", steps=3, runs_dir=f"{folder}/train")
-        execute("evaluate", limit=30, runs_dir=f"{folder}/evaluate")
-        execute("explore", training_seconds=5, runs_dir=f"{folder}/explore")
-        execute("data", out_dir=f"{folder}/data")
-        execute("figures", out_dir=f"{folder}/figures")
+        started = [
+            pool.submit(execute, "ablation", preset="smoke", runs_dir=f"{folder}/ablation"),
+            pool.submit(execute, "figures", out_dir=f"{folder}/figures"),
+            pool.submit(execute, "train", steps=3, runs_dir=f"{folder}/train"),
+            pool.submit(execute, "evaluate", limit=30, runs_dir=f"{folder}/evaluate"),
+            pool.submit(execute, "explore", training_seconds=5, runs_dir=f"{folder}/explore"),
+            pool.submit(execute, "data", out_dir=f"{folder}/data"),
+        ]
+        for notebook in started:
+            notebook.result()
 
 
 @nox.session

@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             app.cli(prog="luffy", description=DESCRIPTION, args=raw, config=(tyro.conf.OmitArgPrefixes,))
     except (ConfigError, DataError, RunError, TemplateError) as error:  # anything else keeps its traceback
         sys.exit(f"luffy: {error}")
+    except KeyboardInterrupt:
+        print("luffy: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def _app(*commands: Callable[..., None]) -> SubcommandApp:
@@ -87,11 +90,11 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, Path, int]:
 def _flag(arguments: Sequence[str], name: str) -> str | None:
     """The last value of a flag that has to be known before the others."""
     found = None
-    for argument, after in zip(arguments, [*arguments[1:], None], strict=True):
+    for place, argument in enumerate(arguments):
         if argument.startswith(f"{name}="):
             found = argument.partition("=")[2]
-        elif argument == name:
-            found = after
+        elif argument == name and place + 1 < len(arguments):
+            found = arguments[place + 1]
     return found
 
 

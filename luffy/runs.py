@@ -45,6 +45,9 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
+    def __repr__(self) -> str:
+        return f"RunDirectory({str(self.path)!r})"
+
     # --- what is there -------------------------------------------------------------------------------------------
 
     @property
@@ -60,7 +63,7 @@ class RunDirectory:
         except json.JSONDecodeError as error:
             raise RunError(f"{self.path}/config.json is damaged: {error}") from None
         except ConfigError as error:
-            raise RunError(f"{self.path} cannot be resumed by this version: {error}") from None
+            raise RunError(f"{self.path} cannot be resumed: {error}") from None
 
     def stages(self, config: Config) -> list[tuple[Config, Path]]:
         """The stages of a run of the configuration in order, each a configuration and its directory."""

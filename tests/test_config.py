@@ -199,6 +199,7 @@ def test_bad_flags(capsys):
         (["--gama", "0.5", "--run-dir", "x"], "--gama"),
         (["--gamma", "-1", "--run-dir", "x"], "gamma must be greater than 0, not -1.0"),
         (["--gamma", "0.5"], "--run-dir"),
+        ([], "--run-dir"),
     ):
         with pytest.raises(SystemExit):
             parse_train(flags)

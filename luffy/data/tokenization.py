@@ -71,7 +71,7 @@ def tokenize_problems(
     kept = []
     end = turn_end(tokenizer, template)
     longest = 0
-    for problem in problems:
+    for number, problem in enumerate(problems):
         text = render_prompt(problem, tokenizer, template, template_kwargs=template_kwargs, day=day)
         # A chat template writes a BOS where the model has one; plain text gets it from the tokenizer.
         prompt_ids = tokenizer.encode(text, add_special_tokens=template != "chat")
@@ -85,8 +85,8 @@ def tokenize_problems(
             known = problem.trace_logprobs[place] if teacher and problem.trace_logprobs else None
             if known is not None and len(known) != len(ids):
                 raise DataError(
-                    f"trace_logprobs has {len(known)} values for a trace of {len(ids)} tokens, its end included: "
-                    f"{trace[:60]!r}"
+                    f"problem {number}: trace_logprobs has {len(known)} values for a trace of {len(ids)} tokens, "
+                    f"its end included: {trace[:60]!r}"
                 )
             if len(ids) > max_completion_length:
                 if long_traces == "drop":

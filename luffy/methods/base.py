@@ -122,7 +122,9 @@ def get(name: str) -> type[Method]:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"no method {name!r}: {error}") from error
+            raise ConfigError(
+                f"no method {name!r}: {error} (its folder must be the current one, or on PYTHONPATH)"
+            ) from error
     if plain not in METHODS:
         raise ConfigError(f"no method {name!r}: there are {', '.join(METHODS)}; your own is module:name")
     if colon and METHODS[plain].__module__ != module:

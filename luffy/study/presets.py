@@ -29,11 +29,19 @@ def read_values(path: str | Path, method: str) -> dict[str, Any]:
     named = PRESETS / f"{path}.yaml"
     values = read_file(named if named.is_file() else path)
     base, own = values.pop("base", None), values.pop("methods", None) or {}
+    if isinstance(own, list) or {"seeds", "variants"} & values.keys():
+        raise ConfigError(
+            f"{path} is a preset of many runs: papermill notebooks/ablation.ipynb out.ipynb -p preset ..."
+        )
     if not isinstance(own, dict) or not all(isinstance(fields, dict) for fields in own.values()):
         raise ConfigError(f"{path}: `methods` is a mapping of methods to fields of theirs, not {own!r}")
     chosen = methods.get(method)
     theirs = [fields for name, fields in own.items() if methods.get(name) is chosen]
-    merged = {**(read_values(base, method) if base else {}), **values, **(theirs[0] if theirs else {})}
+    try:
+        below = read_values(base, method) if base else {}
+    except ConfigError as error:
+        raise ConfigError(f"{path}, base: {error}") from error
+    merged = {**below, **values, **(theirs[0] if theirs else {})}
     return fitting(merged, chosen)
 
 

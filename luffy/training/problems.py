@@ -82,8 +82,12 @@ def tokenized(
         raise DataError(f"no trace of {data.dataset} fits max_completion_length {data.max_completion_length}")
     if not method.samples:
         kept = [problem for problem in kept if problem.traces]
-    if method.needs_teacher and any(trace.logprobs is None for problem in kept for trace in problem.traces):
-        raise DataError(f"{data.dataset} has traces without trace_logprobs, which off_ratio known needs")
+    unknown = [i for i, problem in enumerate(kept) if any(trace.logprobs is None for trace in problem.traces)]
+    if method.needs_teacher and unknown:
+        raise DataError(
+            f"{data.dataset} has traces without trace_logprobs, which off_ratio known needs: those of problem "
+            f"{unknown[0]} and of {len(unknown) - 1} others"
+        )
     if len(kept) < config.sampling.rollout_batch_size:
         raise ConfigError(f"rollout_batch_size {config.sampling.rollout_batch_size} exceeds the {len(kept)} problems")
     log.info("training problems: %s", dict(counts))

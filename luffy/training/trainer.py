@@ -322,6 +322,8 @@ def train(config: Config, run_dir: str | Path) -> RunDirectory:
     with run.locked() if ranks.first else nullcontext():
         if ranks.first:
             run.start(config, make_manifest(config.seed))
+        if ranks.first and run.is_complete:
+            log.info("%s is complete: nothing is left to do", run.path)
         for stage, path in run.stages(config):
             if ranks.first and path != run.path:
                 RunDirectory(path).start(stage, make_manifest(stage.seed))

@@ -158,6 +158,15 @@ def test_files_of_ones_own(tmp_path):
     mine.write_text("base: paper\nsteps: 7\nmethods: {sft: {steps: 9}}\n")
     assert configuration(mine).max_steps == 7 and configuration(mine, "sft").max_steps == 9
     assert configuration(mine).update.learning_rate == 1e-6
+    mine.write_text("base: nowhere\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml, base: cannot read the configuration nowhere"):
+        configuration(mine)
+    mine.write_text("steps: [1\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: .*") as error:
+        configuration(mine)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="a preset of many runs"):
+        configuration("ablation_smoke")
     mine.write_text("methods: {lufy: {steps: 9}}\n")
     with pytest.raises(ConfigError, match="no method 'lufy'"):
         configuration(mine)

@@ -212,8 +212,24 @@ def test_a_new_method_in_ten_lines(tmp_path, monkeypatch):
     assert [row["pg_loss"] for row in ours] == [row["pg_loss"] for row in theirs]
 
 
+def test_the_other_example(tmp_path, monkeypatch):
+    """A field of one's own with bounds, and weights that follow the policy."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    code = "\n".join(line[4:] for line in page.splitlines() if line.startswith("    ") or not line)
+    (tmp_path / "eased.py").write_text(f"from luffy.methods import Luffy, register\n{code}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="floor must be less than or equal to 1"):
+        make_config("eased:eased", floor=2)
+    grad_norms = [
+        train(make_config("eased:eased", **{**SHORT, "steps": 1}, floor=floor), tmp_path / str(floor)).metrics()
+        for floor in (1.0, 0.1)
+    ]
+    plain = train(make_config("luffy", **{**SHORT, "steps": 1}), tmp_path / "luffy").metrics()
+    assert grad_norms[0][0]["grad_norm"] == plain[0]["grad_norm"] != grad_norms[1][0]["grad_norm"]
+
+
 def test_names_of_methods():
-    with pytest.raises(ConfigError, match="no method 'nowhere:mine': No module named 'nowhere'"):
+    with pytest.raises(ConfigError, match=r"no method 'nowhere:mine': No module named 'nowhere' \(its folder must be"):
         make_config("nowhere:mine")
     with pytest.raises(ConfigError, match="no method 'lufy': there are on_policy"):
         make_config("lufy")
