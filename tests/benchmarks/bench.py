@@ -103,11 +103,7 @@ def plain_step(trainer: Trainer, rows: list) -> None:
     ids, mask, label = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
     for i, row in enumerate(rows):
         both = torch.from_numpy(np.concatenate([row.prompt_ids, row.token_ids]))
-        ids[i, : len(both)], mask[i, : len(both)], label[i, len(row.prompt_ids) : len(both)] = (
-            torch.from_numpy(both),
-            1,
-            1,
-        )
+        ids[i, : len(both)], mask[i, : len(both)], label[i, len(row.prompt_ids) : len(both)] = both, 1, 1
     logits = trainer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     logp_all = logits.float().log_softmax(-1)
     logp = logp_all.gather(-1, ids[:, 1:, None]).squeeze(-1)
