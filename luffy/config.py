@@ -297,11 +297,8 @@ def field_names(method: type[Method] | None = None) -> set[str]:
 
 def fitting(values: dict[str, Any], method: type[Method]) -> dict[str, Any]:
     """The values without fields that only other methods have, for files that serve several methods."""
-    return {
-        name: value
-        for name, value in _named(values).items()
-        if name in field_names(method) or name not in field_names()
-    }
+    others = field_names() - field_names(method)
+    return {name: value for name, value in _named(values).items() if name not in others}
 
 
 ALIASES = {"steps": "max_steps"}  # short for, everywhere

@@ -211,15 +211,15 @@ def policy_loss(
     total = terms.losses.sum()
     loss = total / denominator if denominator else total
     with torch.no_grad():
+        found = {**loss_metrics(terms, current, old, off), "off_policy_prob": current[off].exp()}
         metrics = {"pg_loss": loss.item()} | {
-            name: float(values.float().mean()) if len(values) else 0.0
-            for name, values in loss_metrics(terms, current, old, off).items()
+            name: float(values.float().mean()) if len(values) else 0.0 for name, values in found.items()
         }
     return loss, metrics
 
 
 def loss_metrics(terms: TokenLosses, logp: Tensor, old_logp: Tensor, off_policy: Tensor) -> dict[str, Tensor]:
-    """What `policy_loss` reports besides the loss, as the values of the tokens that each is the mean of."""
+    """What is reported of the policy term besides the loss, as the values of the tokens that each is the mean of."""
     on = ~off_policy
     return {
         "on_pg_loss": terms.losses[on].detach(),
@@ -227,7 +227,6 @@ def loss_metrics(terms: TokenLosses, logp: Tensor, old_logp: Tensor, off_policy:
         "pg_clipfrac": terms.clipped[on],
         "ppo_kl": (old_logp - logp)[on].detach(),
         "on_policy_prob": old_logp[on].exp(),
-        "off_policy_prob": logp[off_policy].detach().exp(),
         "off_ratio_mean": terms.ratios[off_policy],
         "off_ratio_min_clip_frac": terms.below[off_policy],
         "off_ratio_max_clip_frac": terms.above[off_policy],

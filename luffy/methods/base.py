@@ -36,7 +36,7 @@ class Method:
     defaults: ClassVar[dict[str, Any]] = {}  # values of other fields of the configuration that it starts from
 
     entropy_coef: NonNegative = 1e-4
-    """Weight of the token-mean entropy bonus (the README converts the reference's values)."""
+    """Weight of the token-mean entropy bonus (REFERENCE.md converts the reference's values)."""
     beta: NonNegative = 0.0
     """Weight of the token-mean KL divergence of the policy's own tokens to the model that the run starts from."""
 

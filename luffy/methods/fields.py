@@ -22,15 +22,15 @@ def _number(value: Any) -> Any:
     return value
 
 
-_finite = BeforeValidator(_number)
-Int = Annotated[int, _finite]
-Float = Annotated[float, _finite, Field(allow_inf_nan=False)]
-Positive = Annotated[float, _finite, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, _finite, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, _finite, Field(ge=0, le=1, allow_inf_nan=False)]
-Clip = Annotated[float, _finite, Field(ge=0, lt=1, allow_inf_nan=False)]
-PositiveInt = Annotated[int, _finite, Field(gt=0)]
-Count = Annotated[int, _finite, Field(ge=0)]  # 0 has a meaning of its own
+_no_bool = BeforeValidator(_number)
+Int = Annotated[int, _no_bool]
+Float = Annotated[float, _no_bool, Field(allow_inf_nan=False)]
+Positive = Annotated[float, _no_bool, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, _no_bool, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, _no_bool, Field(ge=0, le=1, allow_inf_nan=False)]
+Clip = Annotated[float, _no_bool, Field(ge=0, lt=1, allow_inf_nan=False)]
+PositiveInt = Annotated[int, _no_bool, Field(gt=0)]
+Count = Annotated[int, _no_bool, Field(ge=0)]  # 0 has a meaning of its own
 
 
 @dataclass_transform(frozen_default=True)
@@ -54,7 +54,7 @@ def settings(cls: type[T]) -> type[T]:
 def _one_line(error: ValidationError, cls: Any) -> str:
     """The first thing that is wrong, with the field's name and value."""
     first = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"][:1])
+    name = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return unknown_field(name, cls.__dataclass_fields__)
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -64,7 +64,7 @@ def _one_line(error: ValidationError, cls: Any) -> str:
     return f"{name} {message}, not {first['input']!r}"
 
 
-def unknown_field(name: str, known: Iterable[str], where: str = "the configuration") -> str:
+def unknown_field(name: str, known: Iterable[str]) -> str:
     """The message for a field that does not exist: it names the nearest."""
     near = get_close_matches(name, list(known), n=1)
-    return f"no field {name!r} in {where}" + (f"; did you mean {near[0]}?" if near else "")
+    return f"no field {name!r} in the configuration" + (f"; did you mean {near[0]}?" if near else "")

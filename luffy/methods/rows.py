@@ -250,6 +250,11 @@ class Signal:
             batch.spread(torch.arange(len(batch.rows))),
         )
 
+    @property
+    def active(self) -> Tensor:
+        """(N,) bool: tokens with a weight in a term."""
+        return (self.policy != 0) | (self.likelihood != 0)
+
     def at(self, tokens: Tensor | slice) -> Signal:
         """The signal of some of the tokens."""
         return Signal(*(getattr(self, f.name)[tokens] for f in fields(self)))

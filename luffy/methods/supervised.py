@@ -1,5 +1,4 @@
-"""Supervised learning from demonstrations: alone, beside reinforcement learning, and before it (the paper's Table
-1)."""
+"""Supervised learning from demonstrations: alone, beside reinforcement learning, and before it (Table 1)."""
 
 from __future__ import annotations
 
@@ -59,8 +58,7 @@ class RLSFTLoss(WithTraces):
 
 @register("sft_rl", "SFT+RL")
 class SFTRL(OnPolicy):
-    """Supervised fine-tuning of the base model, then on-policy RL on the complement: problems the first has not
-    seen."""
+    """Supervised fine-tuning of the base model, then on-policy RL on problems that the first has not seen."""
 
     first_stage_steps: Count = 0
     """Steps of the first stage; 0: as many as of the second."""

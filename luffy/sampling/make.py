@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..config import Config
-from ..model.loading import eos_ids, model_path
+from ..model.loading import model_path
 from .local import TransformersSampler
 from .protocol import Sampler
 
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 
 
 def make_sampler(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, place: int | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    ends: Sequence[int],
+    place: int | None,
 ) -> Sampler:
     """The sampler of a rank; called before the engine shards the model.
 
-    place: which of the ranks that sample it is, None if it does not (its sampler is then never asked for anything).
+    ends: the tokens that end a completion. place: which of the ranks that sample it is, None if it does not (its
+    sampler is then never asked for anything).
     """
-    ends = eos_ids(config.model, tokenizer, config.data.template)
     options = config.sampling
     if options.sampler == "vllm" and place is not None:
         from .vllm_sampler import VLLMOptions, VLLMSampler

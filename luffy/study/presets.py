@@ -20,14 +20,18 @@ from ..errors import ConfigError
 PRESETS = Path(__file__).parent / "presets"
 
 
+def _read(path: str | Path, kind: str = "") -> dict[str, Any]:
+    """The values of a preset by its name, which begins with the kind in the folder, or of a file of one's own."""
+    named = PRESETS / f"{kind}{path}.yaml"
+    return read_file(named if named.is_file() else path)
+
+
 def read_values(path: str | Path, method: str) -> dict[str, Any]:
-    """The fields that a file sets for a method: one of the presets by its name, such as "paper", or a file of one's
-    own.
+    """The fields that a file sets for a method: a preset by its name, such as "paper", or a file of one's own.
 
     Fields that only other methods have are left out. Raises ConfigError.
     """
-    named = PRESETS / f"{path}.yaml"
-    values = read_file(named if named.is_file() else path)
+    values = _read(path)
     base, own = values.pop("base", None), values.pop("methods", None) or {}
     if isinstance(own, list) or {"seeds", "variants"} & values.keys():
         raise ConfigError(
@@ -55,10 +59,8 @@ def read_config(path: str | None, method: str | None) -> Config:
 
 
 def load_preset(path: str | Path) -> dict[str, Any]:
-    """The values of a preset of an ablation: "smoke", "default", "full", another ablation_* file, or one of one's
-    own."""
-    named = PRESETS / f"ablation_{path}.yaml"
-    values = read_file(named if named.is_file() else path)
+    """The values of a preset of an ablation: "smoke", "default", "full", another ablation_* file, or one's own file."""
+    values = _read(path, "ablation_")
     base = values.pop("base", None)
     return {**(load_preset(base) if base else {}), **values}
 

@@ -26,14 +26,8 @@ LOOKS: dict[str, dict[str, Any]] = {
     "rl_sft_loss": dict(color="#CC79A7", linestyle="-"),
     "sft_rl": dict(color="#000000", linestyle="-"),
 }
-OTHERS = (
-    "#882255",
-    "#44AA99",
-    "#999933",
-    "#AA4499",
-    "#DDCC77",
-    "#117733",
-)  # for methods that have no look of their own
+# For methods that have no look of their own.
+OTHERS = ("#882255", "#44AA99", "#999933", "#AA4499", "#DDCC77", "#117733")
 
 
 def look(method: str) -> dict[str, Any]:

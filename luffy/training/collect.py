@@ -88,7 +88,7 @@ class Collector:
                 prompt = self.problems[group.problem].prompt_ids
                 for index, start in enumerate(starts, start=len(group.rows)):
                     if start.whole:
-                        add(group, self._whole(group, index, start))
+                        add(group, self._row(group, index, start))
                     else:
                         used = len(start.tokens)
                         if used >= self.config.data.max_completion_length:
@@ -105,28 +105,23 @@ class Collector:
                 if not np.isfinite(rollout.logprobs).all():
                     raise NonFiniteError("the policy's probabilities are not numbers")
                 group, start = asked[i]
-                add(group, self._sampled(group, requests[i].generation_index, start, rollout))
+                add(group, self._row(group, requests[i].generation_index, start, rollout))
         with self.clock.phase("verify"):
             for row, reward in zip(added, judged.finish(), strict=True):
                 row.reward = reward
         for group, _ in waiting:
             group.rows.sort(key=lambda row: row.index)
 
-    def _whole(self, group: _Group, index: int, start: Start) -> Row:
+    def _row(self, group: _Group, index: int, start: Start, rollout: Rollout | None = None) -> Row:
+        """The row that a start becomes with what the policy has sampled behind it; without that it is whole."""
+        tokens, logprobs, foreign = start.tokens, _known(start), len(start.tokens)
+        if rollout is None:
+            truncated = int(tokens[-1]) not in (self.turn_end, *self.ends)
+        else:
+            tokens = np.concatenate([tokens, rollout.token_ids])
+            logprobs, truncated = np.concatenate([logprobs, rollout.logprobs]), rollout.truncated
         prompt = self.problems[group.problem].prompt_ids
-        cut = int(start.tokens[-1]) not in (self.turn_end, *self.ends)
-        return Row(
-            *(group.problem, group.number, index, prompt, start.tokens, len(start.tokens)),
-            *(_known(start), cut),
-        )
-
-    def _sampled(self, group: _Group, index: int, start: Start, rollout: Rollout) -> Row:
-        prompt = self.problems[group.problem].prompt_ids
-        tokens = np.concatenate([start.tokens, rollout.token_ids])
-        logprobs = np.concatenate([_known(start), rollout.logprobs])
-        return Row(
-            *(group.problem, group.number, index, prompt, tokens, len(start.tokens), logprobs, rollout.truncated)
-        )
+        return Row(group.problem, group.number, index, prompt, tokens, foreign, logprobs, truncated)
 
 
 def _known(start: Start) -> np.ndarray:

@@ -56,8 +56,7 @@ class Metrics:
 
 
 def rollout_metrics(rows: Sequence[Row], advantages: Tensor, traces_wanted: int) -> dict[str, float]:
-    """What the groups of a step look like: rewards, advantages, lengths; shares are of rows or of groups. 0 where
-    empty.
+    """What the groups of a step look like: rewards, advantages, lengths; shares are of rows or groups. 0 where empty.
 
     advantages: (B,). "on" are the rows that the policy sampled from their first token, "off" the wholly foreign ones,
     "prefix" those that begin in foreign tokens and go on. groups/all_right and all_wrong look at the first kind only

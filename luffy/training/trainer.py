@@ -85,7 +85,7 @@ class Trainer:
         self._check_window()
         self.samplers = self._count_samplers()
         place = self.ranks.rank if self.ranks.rank < self.samplers else None
-        sampler = make_sampler(self.model, self.tokenizer, config, place)
+        sampler = make_sampler(self.model, self.tokenizer, config, self.ends, place)
         per_step = config.sampling.rollout_batch_size // config.update.mini_batch_size * config.update.num_iterations
         self.engine = make_engine(self.model, config, config.max_steps * per_step, self.ranks)
         self.sampler = Restarting(sampler, self.engine.weights, self.ranks, self.clock)
@@ -176,9 +176,10 @@ class Trainer:
         advantages = signal.advantage[batch.first]
         if keeper is not None:
             keeper.samples(step + 1, lambda: self.readable(rows, advantages))
-        metrics = {name: sum(update[name] for update in updates) / len(updates) for name in (updates or [{}])[0]}
+        first = updates[0] if updates else {}
+        metrics = {name: sum(update[name] for update in updates) / len(updates) for name in first}
         # of the policy that has sampled: it has moved on in the other updates
-        metrics |= {name: value for name, value in (updates or [{}])[0].items() if name.startswith("sampler_gap/")}
+        metrics |= {name: value for name, value in first.items() if name.startswith("sampler_gap/")}
         totals = {f"total/{name}": value for name, value in self.totals.items()}
         return rollout_metrics(rows, advantages, config.method.traces_wanted()) | metrics | totals
 
@@ -240,9 +241,9 @@ class Trainer:
         return self.ranks.mine(index, self.samplers)
 
     def pack(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
-        """This rank's micro-batches of the sequences. All attention but sdpa takes one packed row at a time."""
+        """This rank's micro-batches, on the model's device. All attention but sdpa takes one packed row at a time."""
         update = self.config.update
-        return pack(
+        batches = pack(
             sequences,
             row_tokens=update.row_tokens,
             micro_batch_tokens=update.micro_batch_tokens if self.config.engine.attn_implementation == "sdpa" else 1,
@@ -250,13 +251,13 @@ class Trainer:
             part=self.ranks.rank,
             parts=self.ranks.size,
         )
+        return [batch.to(self.model.device) for batch in batches]
 
     @torch.no_grad()
     def logprobs(self, micro_batches: Sequence[MicroBatch], tokens: int, forward: Forward) -> Tensor:
         """(tokens,) float32: log-probs of the tokens of this rank's micro-batches, in their places."""
         flat = torch.zeros(tokens, device=self.model.device)
         for batch in micro_batches:
-            batch = batch.to(flat.device)
             flat[batch.token_index] = forward(batch)[0]
         return flat
 

@@ -1,8 +1,7 @@
 """What one optimiser step learns from, and the terms of its loss.
 
 Each term is a sum over tokens divided by its own denominator, which is taken over the whole mini-batch beforehand. So
-the sum over micro-batches, and over ranks, is the mini-batch's loss, and its gradient does not depend on how it was
-cut:
+the sum over micro-batches, and over ranks, is the mini-batch's loss, and no gradient depends on how that was cut:
 
     policy      -sum(weight x ratio x advantage) / rows x window, or another denominator (objective.policy_scale)
     likelihood  -sum(weight x log-prob) / tokens with a weight
@@ -47,7 +46,7 @@ class MiniBatch:
     own_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
-        active = (self.signal.policy != 0) | (self.signal.likelihood != 0)
+        active = self.signal.active
         self.likelihood_tokens = int((self.signal.likelihood != 0).sum())
         self.tokens = max(1, int(active.sum()))
         self.own_tokens = max(1, int((active & ~self.signal.foreign).sum()))
@@ -58,14 +57,11 @@ def mini_batches(
 ) -> list[MiniBatch]:
     """A step's rows in mini-batches of so many groups. Rows none of whose tokens has a weight take no part.
 
-    batch's rows are in the order of their groups. pack: sequences to this rank's micro-batches.
+    batch's rows are in the order of their groups. pack: sequences to this rank's micro-batches, on the device.
     """
-    active = (signal.policy != 0) | (signal.likelihood != 0)
-    learned = torch.zeros(len(batch.rows), dtype=torch.bool).index_put((signal.rows[active],), torch.tensor(True))
     parts: dict[int, list[int]] = {}
-    for i, row in enumerate(batch.rows):
-        if learned[i]:
-            parts.setdefault(row.group // groups, []).append(i)
+    for i in signal.rows[signal.active].unique().tolist():
+        parts.setdefault(batch.rows[i].group // groups, []).append(i)
     made = []
     for _, chosen in sorted(parts.items()):
         at = torch.isin(signal.rows, torch.tensor(chosen))
@@ -76,7 +72,7 @@ def mini_batches(
             MiniBatch(
                 part,
                 policy_scale(part.policy, part.rows - part.rows[0], loss_type=loss_type, window=window),
-                [micro.to(device) for micro in pack([TokenSequence(row.prompt_ids, row.token_ids) for row in rows])],
+                pack([TokenSequence(row.prompt_ids, row.token_ids) for row in rows]),
                 sampler_logp=logprobs,
                 old_logp=logprobs,
             )
@@ -98,7 +94,8 @@ def loss_terms(
     at: (M,) int64, their places on the flat axis; logp, entropy: (M,) with gradient. importance_cap: own tokens are
     weighted with min(cap, old policy's probability / sampler's).
     """
-    signal = method.live(mini.signal.at(at), logp.detach(), entropy.detach())
+    weighted = mini.signal.at(at)
+    signal = method.live(weighted, logp.detach(), entropy.detach())
     foreign, own = signal.foreign, ~signal.foreign
     old, sampler = mini.old_logp[at], mini.sampler_logp[at]
     advantage, weight = signal.advantage, torch.ones_like(signal.advantage)
@@ -106,16 +103,13 @@ def loss_terms(
         weight = torch.where(own, (old - sampler).exp().clamp(max=importance_cap), weight)
         advantage = weight * advantage
 
-    weights = mini.signal.policy[at]
-    part = weights != 0
+    part, imitated, active = weighted.policy != 0, weighted.likelihood != 0, weighted.active
     losses = token_losses(logp[part], old[part], advantage[part], foreign[part], method.ratios, signal.teacher[part])
     # live may have changed the weight, not the denominator
-    scale = mini.scale[at][part] * (signal.policy[part] / weights[part])
+    scale = mini.scale[at][part] * (signal.policy / weighted.policy)[part]
     terms = {"policy": (losses.losses * scale).sum()}
-    imitated = mini.signal.likelihood[at] != 0
     if mini.likelihood_tokens:
         terms["likelihood"] = -(signal.likelihood * logp)[imitated].sum() / mini.likelihood_tokens
-    active = part | imitated
     if method.entropy_coef:
         terms["entropy"] = -method.entropy_coef * entropy[active].sum() / mini.tokens
     divergence = torch.zeros_like(terms["policy"])
@@ -125,9 +119,7 @@ def loss_terms(
         terms["kl"] = method.beta * divergence
 
     metrics.totals({"pg_loss": terms["policy"], "kl": divergence})
-    in_policy_term = loss_metrics(losses, logp[part], old[part], foreign[part])
-    del in_policy_term["off_policy_prob"]  # below: of all foreign tokens
-    metrics.means(in_policy_term)
+    metrics.means(loss_metrics(losses, logp[part], old[part], foreign[part]))
     moved, mismatch = (logp - old)[own].abs(), (logp - sampler)[own].abs()
     metrics.means(
         {
