@@ -18,7 +18,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from . import methods
-from .config import RENAMED, TINY, Config, describe_unknown, field_names, make_config
+from .config import DROPPED, RENAMED, TINY, Config, describe_unknown, field_names, make_config
 from .errors import ConfigError, DataError, RunError, TemplateError
 from .evaluation.options import EvaluationConfig
 from .methods import METHODS
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif raw[:1] == ["data"]:
             _app(openr1, extend_context).cli(prog="luffy data", args=raw[1:])
         else:
-            for name in sorted(_names(raw) & RENAMED.keys()):
-                raise ConfigError(f"--{name.replace('_', '-')} is called --{RENAMED[name].replace('_', '-')} now")
+            for name in sorted(_names(raw) & (RENAMED | DROPPED).keys()):
+                raise ConfigError(describe_unknown(name, methods.Method))
             app = _app(resume, evaluate, plan, data, serve)
             app.command(name="train")(_train_command(make_config("luffy")))
             app.cli(prog="luffy", description=DESCRIPTION, args=raw, config=(tyro.conf.OmitArgPrefixes,))
@@ -76,7 +76,9 @@ def parse_train(arguments: Sequence[str]) -> tuple[Config, Path, int]:
     from .study.presets import read_config
 
     base = read_config(_flag(arguments, "--config"), _flag(arguments, "--method"))
-    for name in sorted(_names(arguments) & (field_names() | RENAMED.keys()) - field_names(type(base.method))):
+    for name in sorted(
+        _names(arguments) & (field_names() | (RENAMED | DROPPED).keys()) - field_names(type(base.method))
+    ):
         raise ConfigError(describe_unknown(name, type(base.method)))
     return tyro.cli(
         _train_command(base),

@@ -164,8 +164,6 @@ class UpdateOptions:
     """Gradient clipping by global norm."""
     recompute_old_logp: bool = False
     """Take old log-probs from a forward pass rather than from the sampler; needed where the two differ in precision."""
-    row_tokens: PositiveInt = 128
-    """Length of a packed row: short on a CPU, long on a GPU."""
     micro_batch_tokens: PositiveInt = 8192
     """Tokens per forward and backward pass; changes memory and speed, not the gradient."""
     logits_chunk_size: PositiveInt = 4096
@@ -187,9 +185,6 @@ class EngineOptions:
     precision: Literal["float32", "bfloat16"] = "float32"
     """"float32", or "bfloat16": autocast over float32 weights (torch), bfloat16 weights with float32 master weights
     (deepspeed)."""
-    attn_implementation: Literal["sdpa", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention of the trainer: "sdpa", whose cost grows with the square of row_tokens, or, on a GPU and with one row a
-    micro-batch, "flash_attention_2" (its package) or "flex_attention"."""
     gradient_checkpointing: bool = False
     """Recompute the trunk's activations in backward."""
     num_threads: PositiveInt = 1
@@ -307,9 +302,15 @@ RENAMED = {
     "lr_schedule": "lr_scheduler_type",
     "keep_checkpoints": "save_total_limit",
     "vllm_gpu_memory": "vllm_gpu_memory_utilization",
-    "attention": "attn_implementation",
     "importance_sampling_cap": "vllm_importance_sampling_cap",
 }
+
+
+# Names that fields had, and why there is no such choice now.
+DROPPED = dict.fromkeys(
+    ("row_tokens", "attn_implementation", "attention"),
+    "packed sequences go through attention one by one, without masks, on CPUs and GPUs alike",
+)
 
 
 def _named(values: dict[str, Any]) -> dict[str, Any]:
@@ -337,6 +338,8 @@ def describe_unknown(name: str, method: type[Method]) -> str:
     """Why a method's configuration has no field of that name, and what to write instead."""
     if name in RENAMED:
         return f"{name} is called {RENAMED[name]} now"
+    if name in DROPPED:
+        return f"there is no {name} any more: {DROPPED[name]}"
     owners = [other.name for other in METHODS.values() if name in field_names(other)]
     if owners:
         return f"method {method.name} has no {name}, which {', '.join(owners)} have"
@@ -346,6 +349,7 @@ def describe_unknown(name: str, method: type[Method]) -> str:
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The flat values of a run that may have been begun when every method had every field. Raises ConfigError if they
     say what can no longer be said."""
+    values = {name: value for name, value in values.items() if name not in DROPPED}
     if "supervised" not in values:
         return values
     method = methods.get(str(values.get("method")))
@@ -397,13 +401,6 @@ def check(config: Config) -> None:
         raise ConfigError("vllm_importance_sampling_cap needs recompute_old_logp: the trainer's probabilities")
     if sampling.vllm_servers and sampling.sampler != "vllm":
         raise ConfigError("vllm_servers need sampler vllm")
-    if engine.attn_implementation != "sdpa" and sampling.sampler == "transformers" and method.samples:
-        raise ConfigError(
-            f"attn_implementation {engine.attn_implementation} needs sampler vllm: the transformers sampler uses "
-            "sdpa's mask"
-        )
-    if engine.attn_implementation == "flash_attention_2" and engine.precision != "bfloat16":
-        raise ConfigError("attn_implementation flash_attention_2 needs precision bfloat16")
     if engine.engine == "deepspeed" and engine.device.startswith("cuda:"):
         raise ConfigError(f"device {engine.device} with engine deepspeed: each rank has its own GPU, say cuda")
     if config.data.dataset == TINYWORLD and config.data.dataset_split not in ("train", "complement"):

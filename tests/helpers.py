@@ -12,22 +12,25 @@ from safetensors.torch import load_file
 
 from luffy import Trainer, make_config
 from luffy.methods.rows import Batch
+from luffy.model.logprobs import prepare
 from luffy.runs import RunDirectory
 
 ARCHITECTURES = [(name, tied) for name in ("Qwen2", "Qwen3", "Llama") for tied in (True, False)]
 
 
-def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, seed: int = 0):
-    """A small random-weight causal language model of an architecture, in float32."""
+def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, seed: int = 0, **values):
+    """A small random-weight causal language model of an architecture, in float32, as the trainer has it."""
     import transformers
 
     torch.manual_seed(seed)
     config = getattr(transformers, f"{architecture}Config")(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         head_dim=8, vocab_size=vocab_size, max_position_embeddings=256, tie_word_embeddings=tied,
-        initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+        initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=None, **{"sliding_window": None, **values},
     )  # fmt: skip
-    return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
+    prepare(model)
+    return model
 
 
 def comparable(rows):

@@ -7,7 +7,7 @@ import yaml
 from paths import ROOT
 
 from luffy import METHODS, Config, ConfigError, RunDirectory, make_config, shaping
-from luffy.cli import parse_train
+from luffy.cli import main, parse_train
 from luffy.config import GROUPS, RENAMED, check_installed, field_names, from_dict, read_file
 from luffy.methods import PAPER_METHODS
 
@@ -99,8 +99,6 @@ def test_shaping_takes_its_parameter():
         ({"vllm_importance_sampling_cap": 2.0}, "needs recompute_old_logp"),
         ({"vllm_servers": ["host:1"]}, "need sampler vllm"),
         ({"vllm_gpu_memory_utilization": 1.5}, "vllm_gpu_memory_utilization must be"),
-        ({"attn_implementation": "flex_attention"}, "needs sampler vllm"),
-        ({"attn_implementation": "flash_attention_2", "sampler": "vllm"}, "needs precision bfloat16"),
         ({"method": 3}, "method must be the name of one"),
     ],
 )
@@ -115,6 +113,13 @@ def test_an_old_name_gives_the_new_one(name):
         make_config("luffy", **{name: 1})
     with pytest.raises(ConfigError, match=f"{name} is called {RENAMED[name]} now"):
         parse_train(["--run-dir", "x", f"--{name.replace('_', '-')}", "1"])
+
+
+def test_a_choice_that_is_gone_says_why():
+    with pytest.raises(ConfigError, match="no row_tokens any more: packed sequences go through attention one by one"):
+        make_config("luffy", row_tokens=64)
+    with pytest.raises(SystemExit, match="no attn_implementation any more"):
+        main(["plan", "paper", "--attn-implementation", "sdpa"])
 
 
 def test_a_field_of_another_method_is_refused_or_left_out_of_a_shared_file(tmp_path):

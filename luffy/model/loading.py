@@ -12,7 +12,7 @@ from ..config import TINY
 from ..data import hub
 from ..data.templates import turn_end
 from ..errors import ConfigError
-from .logprobs import check_model
+from .logprobs import prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -75,12 +75,10 @@ def load_model(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
-    attn_implementation: str = "sdpa",
 ) -> PreTrainedModel:
     """The causal language model "tiny", in a folder, or of a hub name, on its device, without dropout.
 
-    Raises ConfigError if the weights are missing or damaged, the attention's package is not there, or the logits are
-    not a linear head on the trunk.
+    Raises ConfigError if the weights are missing or damaged, or the model is none of those that `prepare` accepts.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -95,19 +93,12 @@ def load_model(
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     try:
-        check_model(model)
+        prepare(model)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.nn.Module.to(model, pick_device(device))
-    if (
-        attn_implementation != "sdpa"
-    ):  # only now: flash attention's kernels are for a GPU, and what was checked above was not
-        try:
-            model.set_attn_implementation(attn_implementation)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"attn_implementation {attn_implementation}: {str(error).splitlines()[0]}") from error
     return model
 
 

@@ -1,51 +1,132 @@
 """From a language model to the log-probabilities and entropies of its completion tokens.
 
-The model's trunk runs on packed rows; only hidden states that predict a completion token go through the head, in
-chunks that are recomputed in backward, so never more than chunk x vocabulary logits are alive.
+The model's trunk runs on packed sequences; only hidden states that predict a completion token go through the head, in
+chunks whose logits are made again in backward, so never more than two chunks x vocabulary are alive in float32.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from . import attention
+from .packing import TokenSequence, pack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .packing import MicroBatch
 
+# transformers makes no mask of its own where it is given one of four dimensions; packed attention reads none
+NO_MASK = torch.empty(1, 1, 1, 1)
+
+
+class Head(nn.Linear):
+    """An output layer that gives log-probs and entropies of targets where it is asked for them, else logits.
+
+    One call for all chunks: wherever weights are gathered for a module's call (ZeRO 3), ranks call equally often.
+    """
+
+    def forward(
+        self, states: Tensor, targets: Tensor | None = None, *, temperature: float = 1.0, chunk_size: int = 1024
+    ) -> Any:
+        if targets is None:
+            return super().forward(states)
+        return head_logprobs(
+            states, self.weight, targets, bias=self.bias, temperature=temperature, chunk_size=chunk_size
+        )
+
 
 def head_logprobs(
-    hidden: Tensor, head: nn.Module, targets: Tensor, *, temperature: float = 1.0, chunk_size: int = 1024
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_size: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy of each distribution, both (M,) float32 with gradient.
 
-    hidden: (M, d) states before the head; targets: (M,) int64; temperature divides the logits.
-    chunk_size: tokens whose logits exist at once, in forward and in backward.
+    hidden: (M, d) states before the head; weight: (V, d), bias: (V,) the head's; targets: (M,) int64; temperature
+    divides the logits. chunk_size: tokens whose logits exist at once, in forward and in backward.
     """
+    return _HeadLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_size)  # type: ignore[no-any-return]
 
-    def chunk_logprobs(states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logits = head(states).float() / temperature
-        log_normalizer = logits.logsumexp(-1)
-        logp = logits.gather(-1, tokens[:, None]).squeeze(-1) - log_normalizer
-        entropy = log_normalizer - (torch.softmax(logits, -1) * logits).sum(-1)
+
+class _HeadLogprobs(torch.autograd.Function):
+    """With logits z, log Z their logsumexp, p = exp(z - log Z) and H the entropy: d log p_t / dz = [t] - p and
+    dH / dz = -p (z - log Z + H)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden.device.type
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        ctx.temperature, ctx.chunk = temperature, chunk
+        logp, entropy, normalizer = hidden.new_empty(3, len(hidden), dtype=torch.float32)
+        for at in _slices(len(hidden), chunk):
+            logits = _logits(ctx, hidden[at], weight, bias)
+            highest = logits.amax(-1)
+            probs = logits.sub_(highest[:, None]).exp()
+            total = probs.sum(-1)
+            chosen = logits.gather(-1, targets[at, None]).squeeze(-1)
+            logp[at] = chosen - total.log()
+            entropy[at] = total.log() - probs.mul_(logits).sum(-1) / total
+            normalizer[at] = highest + total.log()
+            del logits, probs
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, normalizer)
+        ctx.set_materialize_grads(False)
         return logp, entropy
 
-    if torch.is_grad_enabled():
-        pieces = [
-            checkpoint(chunk_logprobs, states, tokens, use_reentrant=False, preserve_rng_state=False)
-            for states, tokens in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
-        ]
-    else:
-        pieces = [
-            chunk_logprobs(states, tokens)
-            for states, tokens in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
-        ]
-    logps, entropies = zip(*pieces, strict=True)
-    return torch.cat(logps), torch.cat(entropies)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        to_logp, to_entropy = gradients
+        hidden, weight, bias, targets, entropy, normalizer = ctx.saved_tensors
+        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        # over many chunks a sum in bfloat16 would lose the small ones
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        for at in _slices(len(hidden), ctx.chunk):
+            slope = _logits(ctx, hidden[at], weight, bias).sub_(normalizer[at, None])
+            if to_entropy is None:
+                slope.exp_().mul_(-(to_logp if to_logp is not None else torch.zeros_like(entropy))[at, None])
+            else:
+                probs = slope.exp()
+                slope.add_(entropy[at, None]).mul_(-to_entropy[at, None])
+                if to_logp is not None:
+                    slope.sub_(to_logp[at, None])
+                slope.mul_(probs)
+                del probs
+            if to_logp is not None:
+                slope.scatter_add_(-1, targets[at, None], to_logp[at, None])
+            slope = slope.div_(ctx.temperature).to(ctx.dtype)
+            if d_hidden is not None:
+                d_hidden[at] = slope @ weight.to(ctx.dtype)
+            if d_weight is not None:
+                d_weight += slope.T @ hidden[at].to(ctx.dtype)
+            if d_bias is not None:
+                d_bias += slope.sum(0)
+            del slope
+        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
+        d_bias = None if d_bias is None else d_bias.to(bias.dtype)
+        return d_hidden, d_weight, d_bias, None, None, None
+
+
+def _slices(length: int, chunk: int) -> list[slice]:
+    return [slice(start, start + chunk) for start in range(0, length, chunk)]
+
+
+def _logits(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(c, V) float32, by the temperature."""
+    logits = states.to(ctx.dtype) @ weight.to(ctx.dtype).T
+    if bias is not None:
+        logits += bias.to(ctx.dtype)
+    return logits.float().div_(ctx.temperature)
 
 
 def token_logprobs(
@@ -53,26 +134,56 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies, (M,) float32 each, of the micro-batch's completion tokens.
 
-    For any Hugging Face causal language model that passes `check_model`.
+    For any Hugging Face causal language model that `prepare` has accepted.
     """
-    # attention_mask stays None and use_cache False: only then do position ids keep packed sequences apart.
-    trunk = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-    hidden = trunk.last_hidden_state.flatten(0, 1)[batch.predictors]
-    return head_logprobs(
-        hidden, model.get_output_embeddings(), batch.targets, temperature=temperature, chunk_size=chunk_size
+    trunk = model.base_model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=NO_MASK,
+        use_cache=False,
+        layout=batch.layout,
     )
+    hidden = trunk.last_hidden_state[0].index_select(0, batch.predictors)
+    return model.get_output_embeddings()(hidden, batch.targets, temperature=temperature, chunk_size=chunk_size)
+
+
+def prepare(model: PreTrainedModel) -> None:
+    """Gives a model packed attention and a head that can be asked for log-probs; it stays what it is to all others.
+
+    Raises ValueError unless `token_logprobs` then equals what the model says of single sequences. That is not so for
+    models that cap or scale their logits, or that look at a part of a sequence only.
+    """
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"} or getattr(model.config, "sliding_window", None):
+        raise ValueError(f"{type(model).__name__} has attention that is not full (sliding windows, linear layers)")
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"{type(model).__name__} has no linear layer as its output")
+    head.__class__ = Head
+    model.config._attn_implementation = attention.NAME
+    check_model(model)
 
 
 @torch.no_grad()
 def check_model(model: PreTrainedModel) -> None:
-    """Raises ValueError unless the model's logits are its output head on its trunk's last hidden state.
-
-    Models that cap or scale their logits are found by looking at what they compute, on one short input.
-    """
-    ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
-    trunk = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    ours, theirs = model.get_output_embeddings()(trunk).float(), model(input_ids=ids, use_cache=False).logits.float()
-    if not bool(theirs.isfinite().all()):
-        raise ValueError(f"{type(model).__name__} computes logits that are not numbers: its weights are damaged")
-    if not torch.allclose(ours, theirs, atol=1e-3, rtol=1e-3):
-        raise ValueError(f"{type(model).__name__} transforms its logits after the head, which is not supported")
+    """Raises ValueError unless the model's logits are its output head on its trunk's last hidden state, and packed
+    sequences have the log-probs that it gives them one at a time."""
+    name, words = type(model).__name__, np.arange(6) % model.config.vocab_size
+    sequences = [TokenSequence(words[:2], words[2:]), TokenSequence(words[:2], words[:2])]
+    expected = []
+    for sequence in sequences:
+        ids = torch.from_numpy(np.concatenate([sequence.prompt_ids, sequence.completion_ids])).to(model.device)
+        logits = model(input_ids=ids[None], use_cache=False).logits.float()
+        if not bool(logits.isfinite().all()):
+            raise ValueError(f"{name} computes logits that are not numbers: its weights are damaged")
+        trunk = model.base_model(input_ids=ids[None], use_cache=False).last_hidden_state
+        if not torch.allclose(model.get_output_embeddings()(trunk).float(), logits, atol=1e-3, rtol=1e-3):
+            raise ValueError(f"{name} transforms its logits after the head, which is not supported")
+        first = len(sequence.prompt_ids)
+        expected.append(logits[0, first - 1 : -1].log_softmax(-1).gather(-1, ids[first:, None]).squeeze(-1))
+    (batch,) = pack(sequences, micro_batch_tokens=100)
+    found = torch.empty(len(batch.targets), device=model.device)
+    found[batch.token_index] = token_logprobs(model, batch.to(model.device))[0]
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.2  # other kernels round otherwise
+    if not torch.allclose(found, torch.cat(expected), atol=tolerance, rtol=tolerance):
+        raise ValueError(f"{name} does not hand its attention what keeps packed sequences apart")

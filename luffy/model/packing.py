@@ -1,12 +1,10 @@
-"""Packs sequences of unequal length into rows without padding between them.
+"""Packs sequences of unequal length, one behind another, into micro-batches without padding.
 
-Several sequences stand one after another in a row and their position ids restart at zero, which is how
-transformers tells them apart (only with `attention_mask=None` and `use_cache=False`; otherwise they silently see
-each other). The loss lives on *tokens*: the completions of a mini-batch, concatenated in the order in which the
-sequences were given, form one flat axis (N,), and each micro-batch knows which of those tokens it computes. So
-advantages, masks and log-probs are flat (N,) tensors and nothing depends on how the rows were filled.
+The loss lives on *tokens*: the completions of a mini-batch, concatenated in the order in which the sequences were
+given, form one flat axis (N,), and each micro-batch knows which of those tokens it computes. So advantages, masks and
+log-probs are flat (N,) tensors and nothing depends on how the micro-batches were filled.
 
-On a CPU the attention of a row costs its length squared, so short rows are fastest; on a GPU long ones are.
+Sequences with the same prompt that come into one micro-batch share it (attention.py).
 """
 
 from __future__ import annotations
@@ -18,6 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attention import Layout
+
+ITEMS = 8  # a micro-batch is filled with at least so many pieces: small enough to come out about equally full
+
 
 @dataclass(frozen=True)
 class TokenSequence:
@@ -26,48 +28,26 @@ class TokenSequence:
     prompt_ids: np.ndarray
     completion_ids: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.completion_ids)
-
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """R packed rows of L tokens, with M completion tokens among them.
+    """A row of T tokens, with M completion tokens to be computed among them.
 
-    input_ids, position_ids: (R, L) int64.
-    predictors: (M,) int64, index into the R*L flattened positions whose hidden state predicts a completion token.
+    input_ids, position_ids: (1, T) int64. layout: which of them are a sequence.
+    predictors: (M,) int64, index into the T positions whose hidden state predicts a completion token.
     targets: (M,) int64, those completion tokens.
     token_index: (M,) int64, where each of them stands on the mini-batch's flat token axis.
     """
 
     input_ids: Tensor
     position_ids: Tensor
+    layout: Layout
     predictors: Tensor
     targets: Tensor
     token_index: Tensor
 
     def to(self, device: torch.device | str) -> MicroBatch:
         return MicroBatch(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-
-def fill_rows(lengths: SequenceOf[int], capacity: int) -> list[list[int]]:
-    """First-fit decreasing: indices of `lengths` grouped into rows whose sums do not exceed `capacity`.
-
-    Raises ValueError if a single length exceeds the capacity.
-    """
-    rows: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if lengths[index] > capacity:
-            raise ValueError(f"sequence {index} has {lengths[index]} tokens, a row holds {capacity}")
-        row = next((r for r, room in enumerate(free) if room >= lengths[index]), None)
-        if row is None:
-            rows.append([])
-            free.append(capacity)
-            row = len(rows) - 1
-        rows[row].append(index)
-        free[row] -= lengths[index]
-    return rows
 
 
 def deal(weights: SequenceOf[int], parts: int) -> list[list[int]]:
@@ -83,76 +63,87 @@ def deal(weights: SequenceOf[int], parts: int) -> list[list[int]]:
 
 
 def pack(
-    sequences: SequenceOf[TokenSequence],
-    *,
-    row_tokens: int,
-    micro_batch_tokens: int,
-    pad_id: int = 0,
-    part: int = 0,
-    parts: int = 1,
+    sequences: SequenceOf[TokenSequence], *, micro_batch_tokens: int, part: int = 0, parts: int = 1
 ) -> list[MicroBatch]:
-    """Packs sequences into micro-batches of at most `micro_batch_tokens` tokens (one row at least).
+    """Packs sequences into micro-batches of at most `micro_batch_tokens` tokens (one sequence at least).
 
-    With several `parts` (ranks that compute the mini-batch together), the rows are dealt to them, balanced by tokens,
-    and those of `part` are returned: as many micro-batches as for every other part, empty ones at the end, because
-    in a sharded model all ranks must go forward and backward equally often.
-
-    A row holds `row_tokens` tokens, or the longest sequence if that is longer. The end of a row that no sequence
-    fills is padding, which is a sequence of its own and carries no loss. Raises ValueError on an empty prompt,
-    which would leave the first completion token without a predictor.
+    With several `parts` (ranks that compute the mini-batch together) there is a multiple of them of micro-batches, about
+    equally full, and those of `part` are returned: as many as for every other part, and the fullest first, because the
+    ranks of a sharded model go forward and backward together. Where there are too few sequences some are empty.
+    Raises ValueError on an empty prompt, which would leave the first completion token without a predictor.
     """
     if not sequences:
         return []
-    lengths = [len(sequence) for sequence in sequences]
     if any(not len(sequence.prompt_ids) for sequence in sequences):
         raise ValueError("a sequence has an empty prompt: its first completion token has no predictor")
-    starts = [0]
-    for sequence in sequences:
-        starts.append(starts[-1] + len(sequence.completion_ids))
-    rows = fill_rows(lengths, max(row_tokens, max(lengths)))
-    weights = [sum(lengths[i] for i in row) for row in rows]
-    shares = []
-    for dealt in deal(weights, parts):
-        batches: list[list[list[int]]] = []
-        width = 0
-        for row in dealt:  # the longest first
-            if not batches or width * (len(batches[-1]) + 1) > micro_batch_tokens:
-                batches.append([])
-                width = weights[row]
-            batches[-1].append(rows[row])
-        shares.append(batches)
-    missing = max(map(len, shares)) - len(shares[part])
-    return [_micro_batch(sequences, batch, starts, pad_id) for batch in shares[part]] + [empty(pad_id)] * missing
+    starts = np.cumsum([0, *(len(sequence.completion_ids) for sequence in sequences)])
+    pieces = _pieces(sequences, micro_batch_tokens // ITEMS)
+    weights = [_tokens(sequences, piece) for piece in pieces]
+    count = -(-sum(weights) // (micro_batch_tokens * parts)) * parts
+    while True:
+        bins = deal(weights, count)
+        if all(len(bin_) < 2 or sum(weights[i] for i in bin_) <= micro_batch_tokens for bin_ in bins):
+            break
+        count += parts
+    bins.sort(key=lambda bin_: -sum(weights[i] for i in bin_))
+    rows = [[i for piece in bin_ for i in pieces[piece]] for bin_ in bins[part::parts]]
+    return [_micro_batch(sequences, row, starts) if row else empty() for row in rows]
 
 
-def empty(pad_id: int = 0) -> MicroBatch:
+def empty() -> MicroBatch:
     """A micro-batch without completion tokens, whose loss and gradient are zero."""
     none = torch.zeros(0, dtype=torch.long)
-    return MicroBatch(torch.tensor([[pad_id, pad_id]]), torch.tensor([[0, 1]]), none, none, none)
+    two = np.arange(2)
+    return MicroBatch(torch.zeros(1, 2, dtype=torch.long), torch.arange(2)[None], Layout.of([two], 2), none, none, none)
 
 
-def _micro_batch(
-    sequences: SequenceOf[TokenSequence], rows: list[list[int]], starts: list[int], pad_id: int
-) -> MicroBatch:
-    width = sum(len(sequences[i]) for i in rows[0])
-    input_ids = np.full((len(rows), width), pad_id, np.int64)
-    position_ids = np.empty((len(rows), width), np.int64)
-    predictors: list[np.ndarray] = []
+def _pieces(sequences: SequenceOf[TokenSequence], most: int) -> list[list[int]]:
+    """The sequences in runs of one prompt, of at most `most` tokens (one sequence at least)."""
+    families: dict[bytes, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        families.setdefault(np.asarray(sequence.prompt_ids, np.int64).tobytes(), []).append(i)
+    pieces = []
+    for family in families.values():
+        piece: list[int] = []
+        for i in family:
+            if piece and _tokens(sequences, [*piece, i]) > most:
+                pieces.append(piece)
+                piece = []
+            piece.append(i)
+        pieces.append(piece)
+    return pieces
+
+
+def _tokens(sequences: SequenceOf[TokenSequence], piece: SequenceOf[int]) -> int:
+    """How many tokens completions of one prompt take up."""
+    return len(sequences[piece[0]].prompt_ids) + sum(len(sequences[i].completion_ids) for i in piece)
+
+
+def _micro_batch(sequences: SequenceOf[TokenSequence], row: list[int], starts: np.ndarray) -> MicroBatch:
+    prompts: dict[bytes, np.ndarray] = {}  # the places of those that are in the row already
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    places: list[np.ndarray] = []
     targets: list[np.ndarray] = []
     token_index: list[np.ndarray] = []
-    for r, row in enumerate(rows):
-        place = 0
-        for i in row:
-            prompt, completion = len(sequences[i].prompt_ids), len(sequences[i].completion_ids)
-            end = place + prompt + completion
-            input_ids[r, place : place + prompt] = sequences[i].prompt_ids
-            input_ids[r, place + prompt : end] = sequences[i].completion_ids
-            position_ids[r, place:end] = np.arange(prompt + completion)
-            first = r * width + place + prompt - 1
-            predictors.append(np.arange(first, first + completion))
-            targets.append(input_ids[r, place + prompt : end])
-            token_index.append(np.arange(starts[i], starts[i] + completion))
-            place = end
-        position_ids[r, place:] = np.arange(width - place)
-    joined = (torch.from_numpy(np.concatenate(parts)) for parts in (predictors, targets, token_index))
-    return MicroBatch(torch.from_numpy(input_ids), torch.from_numpy(position_ids), *joined)
+    width = 0
+    for i in row:
+        prompt = np.asarray(sequences[i].prompt_ids, np.int64)
+        completion = np.asarray(sequences[i].completion_ids, np.int64)
+        behind = np.arange(len(prompt), len(prompt) + len(completion))
+        shared = prompts.get(prompt.tobytes())
+        if shared is None:
+            shared = prompts[prompt.tobytes()] = np.arange(width, width + len(prompt))
+            ids.append(prompt)
+            positions.append(np.arange(len(prompt)))
+            width += len(prompt)
+        ids.append(completion)
+        positions.append(behind)
+        places.append(np.concatenate([shared, np.arange(width, width + len(completion))]))
+        width += len(completion)
+        targets.append(completion)
+        token_index.append(np.arange(starts[i], starts[i] + len(completion)))
+    predictors = [place[-len(target) - 1 : -1] for place, target in zip(places, targets, strict=True)]
+    joined = [torch.from_numpy(np.concatenate(parts)) for parts in (ids, positions, predictors, targets, token_index)]
+    input_ids, position_ids, *rest = joined
+    return MicroBatch(input_ids[None], position_ids[None], Layout.of(places, width), *rest)

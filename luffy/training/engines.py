@@ -25,7 +25,6 @@ def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
         device=engine.device,
         dtype=torch.bfloat16 if half else torch.float32,
         gradient_checkpointing=engine.gradient_checkpointing,
-        attn_implementation=engine.attn_implementation,
     )
 
 

@@ -187,19 +187,18 @@ def _memory(config: Config, shape: Shape, ranks: int, capacity: int, window: int
         if engine.offload_optimizer:
             host += optimiser * ranks
             optimiser = 0
-    tokens = max(update.micro_batch_tokens if engine.attn_implementation == "sdpa" else 0, update.row_tokens, window)
+    tokens = max(update.micro_batch_tokens, window)
     # A micro-batch holds no more than the step has.
     tokens = min(tokens, update.mini_batch_size * sampling.num_generations * window)
     width = 2 if half else 4
     queries = shape.heads * shape.head_dim
+    # of queries, keys and values also the copies that stand sequence by sequence, and the attention's result
     inside = (
-        tokens * width * (6 * shape.hidden + 4 * queries + 4 * shape.kv_heads * shape.head_dim + 4 * shape.intermediate)
+        tokens * width * (6 * shape.hidden + 6 * queries + 6 * shape.kv_heads * shape.head_dim + 4 * shape.intermediate)
     )
-    if engine.attn_implementation == "sdpa":
-        inside += (tokens // update.row_tokens + 1) * update.row_tokens**2  # the block mask
     inputs = tokens * shape.hidden * width
     activations = shape.layers * inputs + inside if engine.gradient_checkpointing else shape.layers * (inputs + inside)
-    logits = 3 * 4 * min(update.logits_chunk_size, tokens) * shape.vocabulary
+    logits = (8 if width == 4 else 10) * min(update.logits_chunk_size, tokens) * shape.vocabulary
     if sampling.sampler == "vllm":
         cache = sampling.vllm_cache_mb << 20
         share = (
@@ -267,9 +266,7 @@ def _problems(
         lower = "vllm_gpu_memory_utilization" if sampling.sampler == "vllm" else "sampler_rows"
         problems.append(f"sampling takes {phases['sampling'] / gib:.1f} GiB: lower {lower}, {_shard(config, ranks)}")
     if phases["updating"] > capacity:
-        lower = "micro_batch_tokens and row_tokens" + (
-            "" if engine.gradient_checkpointing else ", gradient_checkpointing"
-        )
+        lower = "micro_batch_tokens" + ("" if engine.gradient_checkpointing else ", set gradient_checkpointing")
         problems.append(f"the update takes {phases['updating'] / gib:.1f} GiB: lower {lower}, {_shard(config, ranks)}")
     return problems
 

@@ -95,7 +95,7 @@ def pretrain(size: str, out: Path, seed: int = 0, recipe: Recipe | None = None) 
         ]
         tokens = sum(len(sequence.completion_ids) for sequence in sequences)
         total = 0.0
-        for batch in pack(sequences, row_tokens=64, micro_batch_tokens=8192, pad_id=tokenizer.pad_token_id):
+        for batch in pack(sequences, micro_batch_tokens=8192):
             logp, _ = token_logprobs(model, batch, chunk_size=8192)
             loss = -logp.sum() / tokens
             loss.backward()

@@ -50,7 +50,7 @@ from .metrics import Metrics, rollout_metrics
 from .problems import tokenized, training_problems
 from .ranks import Ranks, join
 from .restart import Restarting
-from .update import MiniBatch, loss_terms, mini_batches
+from .update import MiniBatch, loss_terms, mini_batches, packed
 from .validation import Validation
 
 log = logging.getLogger(__name__)
@@ -203,15 +203,16 @@ class Trainer:
             signal,
             config.update.mini_batch_size,
             self.pack,
+            config.method,
             loss_type=config.update.loss_type,
             window=config.data.max_completion_length,
             device=self.model.device,
         )
-        for part in parts:
-            if config.update.recompute_old_logp:
-                part.old_logp = self.logprobs(part.micro_batches, len(part.old_logp), self.engine.token_logprobs)
+        for number, part in enumerate(parts):
+            if config.update.recompute_old_logp and number:  # the first one's come with its forward pass
+                part.old_logp = self.logprobs(part, self.engine.token_logprobs)
             if self.reference is not None:
-                part.reference_logp = self.logprobs(part.micro_batches, len(part.old_logp), self.reference_logprobs)
+                part.reference_logp = self.logprobs(part, self.reference_logprobs)
         return parts
 
     def update(self, part: MiniBatch, *, fresh: bool = True) -> dict[str, float]:
@@ -219,11 +220,20 @@ class Trainer:
         be the sampler's. Raises SamplerError if they are not; the weights are then as they were."""
         config = self.config
         metrics = Metrics(self.model.device)
-        for batch in part.micro_batches:
+        recompute, cap = config.update.recompute_old_logp and fresh, config.sampling.vllm_importance_sampling_cap
+
+        def loss(batch: MicroBatch) -> Tensor:
             logp, entropy = self.engine.token_logprobs(batch)
-            cap = config.sampling.vllm_importance_sampling_cap
+            if recompute:
+                part.old_logp[batch.token_index] = logp.detach()
             terms = loss_terms(part, batch.token_index, logp, entropy, config.method, metrics, cap)
-            self.engine.backward(torch.stack(list(terms.values())).sum())
+            return torch.stack(list(terms.values())).sum()
+
+        for batch in part.micro_batches:
+            self.engine.backward(loss(batch))
+        with torch.no_grad():
+            for batch in part.watched:
+                loss(batch)
         values = metrics.values(self.ranks)
         gap, limit = values["sampler_gap/mean"], config.sampling.sampler_gap_limit
         if fresh and gap > limit:
@@ -241,25 +251,22 @@ class Trainer:
         return self.ranks.mine(index, self.samplers)
 
     def pack(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
-        """This rank's micro-batches, on the model's device. All attention but sdpa takes one packed row at a time."""
-        update = self.config.update
+        """This rank's micro-batches, on the model's device."""
         batches = pack(
             sequences,
-            row_tokens=update.row_tokens,
-            micro_batch_tokens=update.micro_batch_tokens if self.config.engine.attn_implementation == "sdpa" else 1,
-            pad_id=self.tokenizer.pad_token_id,
+            micro_batch_tokens=self.config.update.micro_batch_tokens,
             part=self.ranks.rank,
             parts=self.ranks.size,
         )
         return [batch.to(self.model.device) for batch in batches]
 
     @torch.no_grad()
-    def logprobs(self, micro_batches: Sequence[MicroBatch], tokens: int, forward: Forward) -> Tensor:
-        """(tokens,) float32: log-probs of the tokens of this rank's micro-batches, in their places."""
-        flat = torch.zeros(tokens, device=self.model.device)
-        for batch in micro_batches:
+    def logprobs(self, part: MiniBatch, forward: Forward) -> Tensor:
+        """(N,) float32: log-probs of the tokens of all rows in which the policy has any, zeros elsewhere."""
+        flat = torch.zeros(len(part.old_logp), device=self.model.device)
+        for batch in packed(part.rows, self.pack, torch.tensor([not row.off_policy for row in part.rows])):
             flat[batch.token_index] = forward(batch)[0]
-        return flat
+        return self.ranks.sum(flat)
 
     def reference_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         assert self.reference is not None

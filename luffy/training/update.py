@@ -12,14 +12,14 @@ the sum over micro-batches, and over ranks, is the mini-batch's loss, and no gra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ..methods import Method
-from ..methods.rows import Batch, Signal
-from ..model.packing import MicroBatch, TokenSequence
+from ..methods.rows import Batch, Row, Signal
+from ..model.packing import MicroBatch, TokenSequence, empty
 from ..objective import loss_metrics, policy_scale, token_losses
 from .metrics import GAP_BOUND, Metrics
 
@@ -30,14 +30,17 @@ Pack = Callable[[Sequence[TokenSequence]], list[MicroBatch]]
 class MiniBatch:
     """The rows that take part in one optimiser step: their tokens on one flat axis (N,), on the model's device.
 
-    signal: what every token counts for; scale: its factor in the policy term. micro_batches: this rank's share, packed
-    once. sampler_logp: log-probs of those who wrote the tokens; old_logp: of own tokens under the policy that has
-    sampled; reference_logp: under the model of the KL term. The last two are only set where this rank computes.
+    rows: the rows. signal: what every token counts for; scale: its factor in the policy term. micro_batches: this rank's
+    share of the rows that have a gradient; watched: of those that are only measured, packed once like them.
+    sampler_logp: log-probs of those who wrote the tokens; old_logp: of own tokens under the policy that has sampled;
+    reference_logp: under the model of the KL term. Of foreign tokens the last two are not read.
     """
 
+    rows: list[Row]
     signal: Signal
     scale: Tensor
     micro_batches: list[MicroBatch]
+    watched: list[MicroBatch]
     sampler_logp: Tensor
     old_logp: Tensor
     reference_logp: Tensor | None = None
@@ -52,13 +55,23 @@ class MiniBatch:
         self.own_tokens = max(1, int((active & ~self.signal.foreign).sum()))
 
 
+def has_gradient(signal: Signal, method: Method) -> Tensor:
+    """(N,) bool: the tokens whose loss may have a gradient. In a group without spread that is nobody's, unless all
+    tokens have an entropy bonus or a KL term, or the method looks again at what they count for."""
+    if method.entropy_coef or method.beta or type(method).live is not Method.live:
+        return signal.active
+    return ((signal.policy != 0) & (signal.advantage != 0)) | (signal.likelihood != 0)
+
+
 def mini_batches(
-    batch: Batch, signal: Signal, groups: int, pack: Pack, *, loss_type: str, window: int, device: torch.device
-) -> list[MiniBatch]:
+    batch: Batch, signal: Signal, groups: int, pack: Pack, method: Method, *, loss_type: str, window: int,
+    device: torch.device,
+) -> list[MiniBatch]:  # fmt: skip
     """A step's rows in mini-batches of so many groups. Rows none of whose tokens has a weight take no part.
 
     batch's rows are in the order of their groups. pack: sequences to this rank's micro-batches, on the device.
     """
+    learning = set(signal.rows[has_gradient(signal, method)].unique().tolist())
     parts: dict[int, list[int]] = {}
     for i in signal.rows[signal.active].unique().tolist():
         parts.setdefault(batch.rows[i].group // groups, []).append(i)
@@ -68,16 +81,32 @@ def mini_batches(
         part = signal.at(at).to(device)
         logprobs = batch.logprobs[at].to(device)
         rows = [batch.rows[i] for i in chosen]
+        learn = torch.tensor([i in learning for i in chosen])
         made.append(
             MiniBatch(
+                rows,
                 part,
                 policy_scale(part.policy, part.rows - part.rows[0], loss_type=loss_type, window=window),
-                pack([TokenSequence(row.prompt_ids, row.token_ids) for row in rows]),
+                # an optimiser step has one backward at least: momentum and weight decay go on without a gradient
+                packed(rows, pack, learn) or [empty().to(device)],
+                packed(rows, pack, ~learn),
                 sampler_logp=logprobs,
-                old_logp=logprobs,
+                old_logp=logprobs.clone(),
             )
         )
     return made
+
+
+def packed(rows: Sequence[Row], pack: Pack, chosen: Tensor) -> list[MicroBatch]:
+    """Some of the rows, (B,) bool, as micro-batches whose token_index counts through the tokens of all."""
+    lengths = torch.tensor([len(row.token_ids) for row in rows])
+    places = chosen.repeat_interleave(lengths).nonzero().squeeze(-1)
+    sequences = [
+        TokenSequence(row.prompt_ids, row.token_ids) for row, taken in zip(rows, chosen.tolist(), strict=True) if taken
+    ]
+    return [
+        replace(batch, token_index=places.to(batch.token_index.device)[batch.token_index]) for batch in pack(sequences)
+    ]
 
 
 def loss_terms(

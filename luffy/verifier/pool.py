@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -34,11 +35,14 @@ MAX_NESTING = 60
 GRACE_S = 2.0  # how long after the worker's own alarm the parent waits before it kills
 START_S = 120.0  # how long a worker may take to import its libraries
 CACHE_ENTRIES = 200_000
+# What a worker is sent at once. The bytes fit into its pipe, so that it never has to read on for us to write.
+BATCH_CHECKS, BATCH_BYTES = 16, 32_000
 
 # Written so that no text makes them backtrack: a scan is linear in the length of the answer.
 _TOWER = re.compile(  # powers of powers of powers: ^{..^{..^ or **..**..**
     r"\^\s?[{(][^{}()^]{0,40}\^\s?[{(][^{}()^]{0,40}\^|\*\*\s?\w{1,20}\s?\*\*\s?\w{1,20}\s?\*\*"
 )
+_INTEGER = re.compile(r"\s*(-?\d{1,30})\s*")
 _HUGE = re.compile(r"(?:\^|\*\*)[\s({-]*\d{6,}|(?<!\d)\d{6,}[\s)]*!|[\d)]![\s)]*!|\d{5000}")
 
 
@@ -76,6 +80,21 @@ class Unchecked(float):
     """The 0.0 of an answer whose check was ended, by the alarm or by force, before it had a verdict."""
 
 
+def integers_equal(answer: str, text: str) -> bool | None:
+    """Whether ground truth and final answer are the same integer; None unless both are nothing else."""
+    gold, given = _INTEGER.fullmatch(answer), _INTEGER.fullmatch(final_answer(text) or "")
+    return int(gold[1]) == int(given[1]) if gold and given else None
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A check that is asked for: what it is kept under, and where its verdict goes."""
+
+    key: bytes
+    line: bytes
+    verdict: Future[float] = field(default_factory=Future)
+
+
 class _Worker:
     """One checker process and the pipe to it. Started when it is first needed."""
 
@@ -84,17 +103,22 @@ class _Worker:
         self.memory_mb = memory_mb
         self.process: subprocess.Popen[bytes] | None = None
 
-    def check(self, gold: str, text: str) -> str:
-        """ "1", "0", "T" (alarm), or "K" (no answer in time, or died: killed)."""
+    def check(self, lines: Sequence[bytes]) -> Iterator[str]:
+        """Of each line [gold, text], as JSON: "1", "0", "T" (alarm), or "K" (no answer in time, or died: killed), which
+        is the last one then."""
         if self.process is None:
             self._start()
-        deadline = time.monotonic() + self.timeout_s + GRACE_S
-        sent = self._send(json.dumps([gold, text]).encode() + b"\n", deadline)
-        reply = self._reply(deadline) if sent else ""
-        if reply not in ("1", "0", "T"):
-            self.kill()
-            return "K"
-        return reply
+        sent = self._send(b"".join(lines), self._deadline())
+        for _ in lines:
+            reply = self._reply(self._deadline()) if sent else ""
+            if reply not in ("1", "0", "T"):
+                self.kill()
+                yield "K"
+                return
+            yield reply
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self.timeout_s + GRACE_S
 
     def _start(self) -> None:
         # A fresh interpreter rather than a fork: the parent may hold a GPU, threads, or a notebook kernel. The package
@@ -153,9 +177,9 @@ class _Worker:
 class Verifier:
     """Scores completions against ground truths in a few persistent processes.
 
-    `counts` says what happened so far: "checks" (asked of a worker), "cached", "prefiltered", "timeouts" (ended by
-    the worker's alarm or the parent's deadline), "kills" (processes killed and replaced), "no_solution" (no closing
-    tag), "cut_off" (the last box never closes).
+    `counts` says what happened so far: "checks" (asked of a worker), "integers" (compared here), "cached",
+    "prefiltered", "timeouts" (ended by the worker's alarm or the parent's deadline), "kills" (processes killed and
+    replaced), "no_solution" (no closing tag), "cut_off" (the last box never closes).
     Whatever is not shown to be right is 0. Usable from any thread; use as a context manager, or call close().
     """
 
@@ -166,6 +190,8 @@ class Verifier:
         self._closed = False
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, Future[float]] = OrderedDict()
+        self._waiting: deque[_Check] = deque()
+        self._busy = 0
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._workers = [_Worker(timeout_s, memory_mb) for _ in range(workers)]
         for worker in self._workers:
@@ -180,7 +206,11 @@ class Verifier:
 
     def close(self) -> None:
         """Ends the worker processes; checks still waiting are dropped."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            for check in self._waiting:
+                check.verdict.cancel()
+            self._waiting.clear()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
@@ -205,10 +235,10 @@ class Verifier:
         text = solution(completion, think)
         reason = "no_solution" if text is None else "cut_off" if not boxes(text)[1] else "prefiltered"
         if text is None or reason == "cut_off" or is_dangerous(text):
-            self._count(reason)
-            done: Future[float] = Future()
-            done.set_result(0.0)
-            return done
+            return self._known(reason, False)
+        equal = integers_equal(answer, text)
+        if equal is not None:
+            return self._known("integers", equal)
         key = hashlib.sha256(f"{answer}\0{text}".encode(errors="replace")).digest()
         with self._lock:
             known = self._cache.get(key)
@@ -217,28 +247,66 @@ class Verifier:
                 self.counts["cached"] += 1
                 return known
             self.counts["checks"] += 1
-            future = self._threads.submit(self._check, key, answer, text)
-            self._cache[key] = future
+            check = _Check(key, json.dumps([answer, text]).encode() + b"\n")
+            self._waiting.append(check)
+            self._cache[key] = check.verdict
             if len(self._cache) > CACHE_ENTRIES:
                 self._cache.popitem(last=False)
-            return future
+            if self._busy < len(self._workers):
+                self._busy += 1
+                self._threads.submit(self._work)
+            return check.verdict
 
-    def _check(self, key: bytes, answer: str, text: str) -> float:
+    def _known(self, reason: str, right: bool) -> Future[float]:
+        """The verdict of an answer that no worker has to look at."""
+        with self._lock:
+            self.counts[reason] += 1
+        done: Future[float] = Future()
+        done.set_result(float(right))
+        return done
+
+    def _work(self) -> None:
+        """Has one worker check what is waiting, until nothing is."""
         worker = self._idle.get()
-        reply = "K"
         try:
-            reply = worker.check(answer, text)
+            while batch := self._next():
+                left = iter(batch)
+                try:
+                    for reply in worker.check([check.line for check in batch]):
+                        self._settle(next(left), reply)
+                        if self._closed:
+                            break
+                except Exception as error:  # the worker does not start: whoever waits for a verdict is told
+                    for check in left:
+                        check.verdict.set_exception(error)
+                with self._lock:
+                    rest = list(left)  # what a killed worker was sent besides
+                    if self._closed:
+                        for check in rest:
+                            check.verdict.cancel()
+                    else:
+                        self._waiting.extendleft(reversed(rest))
         finally:
             self._idle.put(worker)
-            if reply == "K":  # perhaps the machine's fault and not the answer's: another time it is checked again
-                with self._lock:
-                    self._cache.pop(key, None)
-        if reply in "TK":
-            self._count("timeouts", *(["kills"] if reply == "K" else []))
-            log.warning("a check of an answer of %d characters was ended (%s)", len(text), reply)
-            return Unchecked(0.0)
-        return float(reply == "1")
 
-    def _count(self, *names: str) -> None:
+    def _next(self) -> list[_Check]:
+        """Some of what is waiting: at most a fair share of it. Empty: the caller is to stop."""
         with self._lock:
-            self.counts.update(names)
+            share = min(BATCH_CHECKS, -(-len(self._waiting) // len(self._workers)))
+            batch: list[_Check] = []
+            size = 0
+            while len(batch) < share and (not batch or size + len(self._waiting[0].line) <= BATCH_BYTES):
+                batch.append(self._waiting.popleft())
+                size += len(batch[-1].line)
+            self._busy -= not batch
+            return batch
+
+    def _settle(self, check: _Check, reply: str) -> None:
+        with self._lock:
+            if reply == "K":  # perhaps the machine's fault and not the answer's: another time it is checked again
+                self._cache.pop(check.key, None)
+            if reply in "TK":
+                self.counts.update(["timeouts", *(["kills"] if reply == "K" else [])])
+        if reply in "TK":
+            log.warning("a check of an answer of %d bytes was ended (%s)", len(check.line), reply)
+        check.verdict.set_result(Unchecked(0.0) if reply in "TK" else float(reply == "1"))

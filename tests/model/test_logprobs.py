@@ -1,18 +1,25 @@
 """Packing and log-probs against the plain computation: padded nothing, whole logits, one sequence at a time."""
 
+import os
+import tempfile
+import threading
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import ARCHITECTURES, random_model
 
-from luffy.model.logprobs import check_model, head_logprobs, token_logprobs
-from luffy.model.packing import TokenSequence, deal, fill_rows, pack
+from luffy.model import attention
+from luffy.model.logprobs import Head, head_logprobs, prepare, token_logprobs
+from luffy.model.packing import TokenSequence, deal, pack
 
 
 def random_sequences(count=9, vocab=61, seed=0):
     generator = torch.Generator().manual_seed(seed)
     draw = lambda n: torch.randint(2, vocab, (n,), generator=generator).tolist()  # noqa: E731
     size = lambda high: int(torch.randint(1, high, (1,), generator=generator))  # noqa: E731
-    return [TokenSequence(draw(size(6)), draw(size(25))) for _ in range(count)]
+    prompts = [draw(size(6)) for _ in range(max(2, count // 3))]  # most of them have several completions
+    return [TokenSequence(prompts[int(size(len(prompts) + 1)) - 1], draw(size(25))) for _ in range(count)]
 
 
 def plain_logprobs(model, sequence, temperature=1.0):
@@ -24,37 +31,54 @@ def plain_logprobs(model, sequence, temperature=1.0):
     return logp[:-1].gather(-1, ids[0, 1:, None])[first - 1 :, 0], entropy
 
 
-def packed_logprobs(model, sequences, *, row_tokens=40, micro_batch_tokens=80, temperature=1.0, chunk_size=7):
+def packed_logprobs(model, sequences, *, micro_batch_tokens=80, temperature=1.0, chunk_size=7):
     total = sum(len(s.completion_ids) for s in sequences)
     logp, entropy = torch.zeros(total), torch.zeros(total)
-    for batch in pack(sequences, row_tokens=row_tokens, micro_batch_tokens=micro_batch_tokens):
+    for batch in pack(sequences, micro_batch_tokens=micro_batch_tokens):
         part = token_logprobs(model, batch, temperature=temperature, chunk_size=chunk_size)
         logp = logp.index_put((batch.token_index,), part[0])
         entropy = entropy.index_put((batch.token_index,), part[1])
     return logp, entropy
 
 
-def test_rows_hold_every_sequence_once_and_no_more_than_they_can():
-    lengths = [7, 3, 9, 1, 1, 5, 8, 2]
-    rows = fill_rows(lengths, 10)
-    assert sorted(i for row in rows for i in row) == list(range(8))
-    assert all(sum(lengths[i] for i in row) <= 10 for row in rows)
-    assert len(rows) == 4  # 36 tokens need four rows of ten
-    with pytest.raises(ValueError, match="11 tokens"):
-        fill_rows([11], 10)
-
-
 def test_micro_batches_respect_the_token_budget():
     sequences = random_sequences(30)
-    batches = pack(sequences, row_tokens=40, micro_batch_tokens=80)
+    batches = pack(sequences, micro_batch_tokens=80)
     assert all(batch.input_ids.numel() <= 80 for batch in batches)
     seen = torch.cat([batch.token_index for batch in batches])
     assert sorted(seen.tolist()) == list(range(sum(len(s.completion_ids) for s in sequences)))
+    (long, *_) = pack([*sequences, TokenSequence([3], [4] * 100)], micro_batch_tokens=80)
+    assert long.input_ids.numel() == 101  # a sequence of more than that has a micro-batch of its own
+
+
+def test_a_micro_batch_by_hand():
+    """Two completions of one prompt and one of another: the first prompt stands once, in front of both."""
+    (batch,) = pack(
+        [TokenSequence([5, 6], [7, 8]), TokenSequence([9], [4]), TokenSequence([5, 6], [3])], micro_batch_tokens=100
+    )
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 3, 9, 4]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 0, 1]]
+    assert batch.predictors.tolist() == [1, 2, 1, 5]
+    assert batch.targets.tolist() == [7, 8, 3, 4]
+    assert batch.token_index.tolist() == [0, 1, 3, 2]
+    layout = batch.layout
+    places = [layout.expand[start:end].tolist() for start, end in zip(layout.bounds, layout.bounds[1:], strict=False)]
+    assert places == [[0, 1, 2, 3] + [3] * 4, [0, 1, 4] + [4] * 5, [5, 6] + [6] * 6]  # rounded up to eight
+    assert layout.runs == ((3, 8),) and layout.longest == 8
+    assert layout.expand[layout.keep].tolist() == list(range(7))
+
+
+def test_sharing_a_prompt_saves_its_tokens_and_long_families_are_split():
+    group = [TokenSequence([3] * 10, [4] * 5) for _ in range(8)]
+    (batch,) = pack(group, micro_batch_tokens=1000)
+    assert batch.input_ids.numel() == 10 + 8 * 5
+    halves = pack(group, micro_batch_tokens=35)
+    assert len(halves) > 1 and sum(len(half.targets) for half in halves) == 40
 
 
 def test_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="empty prompt"):
-        pack([TokenSequence([], [3])], row_tokens=8, micro_batch_tokens=8)
+        pack([TokenSequence([], [3])], micro_batch_tokens=8)
 
 
 @pytest.mark.parametrize(("architecture", "tied"), ARCHITECTURES)
@@ -78,11 +102,11 @@ def test_packed_chunked_equals_plain_with_gradients(architecture, tied, temperat
 
 
 def test_sequences_do_not_see_each_other():
-    """Changing one sequence of a row leaves the others' log-probs alone."""
+    """Changing one sequence of a micro-batch leaves the others' log-probs alone."""
     model, sequences = random_model("Qwen2"), random_sequences(4)
-    before = packed_logprobs(model, sequences, row_tokens=200, micro_batch_tokens=200)[0]
+    before = packed_logprobs(model, sequences, micro_batch_tokens=200)[0]
     changed = [sequences[0], TokenSequence([5, 6, 7], sequences[1].completion_ids), *sequences[2:]]
-    after = packed_logprobs(model, changed, row_tokens=200, micro_batch_tokens=200)[0]
+    after = packed_logprobs(model, changed, micro_batch_tokens=200)[0]
     parts = [len(s.completion_ids) for s in sequences]
     for i, (a, b) in enumerate(zip(before.split(parts), after.split(parts), strict=True)):
         assert (torch.allclose(a, b, atol=1e-5)) == (i != 1)
@@ -91,9 +115,9 @@ def test_sequences_do_not_see_each_other():
 def test_gradient_does_not_depend_on_the_split():
     model, sequences = random_model("Qwen2"), random_sequences(12)
     gradients = []
-    for row_tokens, micro_batch_tokens in [(1, 1), (40, 40), (64, 256), (1000, 10_000)]:
+    for micro_batch_tokens in (1, 40, 256, 10_000):
         model.zero_grad()
-        for batch in pack(sequences, row_tokens=row_tokens, micro_batch_tokens=micro_batch_tokens):
+        for batch in pack(sequences, micro_batch_tokens=micro_batch_tokens):
             logp, entropy = token_logprobs(model, batch)
             ((batch.token_index % 5 - 2.0) @ logp.exp() + 0.1 * entropy.sum()).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -101,20 +125,105 @@ def test_gradient_does_not_depend_on_the_split():
         torch.testing.assert_close(other, gradients[0], atol=1e-4, rtol=1e-4)
 
 
-def test_only_chunk_times_vocabulary_logits_are_alive():
-    """The head is asked for at most chunk_size tokens at a time, in forward and again in backward."""
-    head, seen = torch.nn.Linear(8, 50, bias=False), []
-    head.register_forward_hook(lambda module, args, output: seen.append(output.shape))
-    hidden = torch.randn(23, 8, requires_grad=True)
-    logp, _ = head_logprobs(hidden, head, torch.arange(23), chunk_size=5)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("upstream", ["both", "logp", "entropy"])
+def test_head_equals_autograd(autocast, biased, upstream):
+    """Values and gradients of the analytic head against torch's own of whole logits."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=biased)
+    hidden, targets = torch.randn(23, 16, requires_grad=True), torch.randint(50, (23,))
+    weights = torch.randn(2, 23)
+    found = []
+    for ours in (True, False):
+        head.zero_grad()
+        hidden.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if ours:
+                logp, entropy = head_logprobs(
+                    hidden, head.weight, targets, bias=head.bias, temperature=0.7, chunk_size=5
+                )
+            else:
+                logps = (head(hidden).float() / 0.7).log_softmax(-1)
+                logp, entropy = logps.gather(-1, targets[:, None]).squeeze(-1), -(logps.exp() * logps).sum(-1)
+        loss = (weights[0] @ logp if upstream != "entropy" else 0) + (weights[1] @ entropy if upstream != "logp" else 0)
+        loss.backward()
+        found.append([logp, entropy, hidden.grad, *(p.grad for p in head.parameters())])
+    tolerance = 2e-2 if autocast else 1e-5
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_head_without_tokens_has_a_gradient_of_zero():
+    head, hidden = Head(4, 7), torch.zeros(0, 4, requires_grad=True)
+    logp, entropy = head(hidden, torch.zeros(0, dtype=torch.long))
+    (logp.sum() + entropy.sum()).backward()
+    assert not head.weight.grad.any() and hidden.grad.shape == (0, 4)
+
+
+def test_the_gradient_of_a_half_precision_head_is_summed_in_full():
+    """256 chunks each of which adds less than bfloat16 can tell from their sum."""
+    hidden = torch.ones(256, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    logp, _ = head_logprobs(hidden, weight, torch.zeros(256, dtype=torch.long), chunk_size=1)
     logp.sum().backward()
-    assert max(shape[0] for shape in seen) == 5
-    assert sum(shape[0] for shape in seen) == 2 * 23
+    assert weight.grad[:, 0].tolist() == [128.0, -128.0]
+    one_by_one = torch.zeros((), dtype=torch.bfloat16)
+    for _ in range(1000):
+        one_by_one += 0.5
+    assert one_by_one < 500  # what summing in bfloat16 would come to
+
+
+def memory_mb():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_two_and_a_half_chunks_of_logits_are_alive():
+    """Measured in a process of its own: 1,024 states, 100,000 words, chunks of 128 are 49 MB each."""
+    chunk, words = 128, 100_000
+    with tempfile.NamedTemporaryFile() as file:
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)
+                weight = torch.randn(words, 8, requires_grad=True)
+                hidden = torch.randn(1024, 8, requires_grad=True)
+                targets = torch.randint(words, (1024,))
+                before, peak, stop = memory_mb(), [0.0], threading.Event()
+
+                def watch():
+                    while not stop.wait(0.001):
+                        peak[0] = max(peak[0], memory_mb())
+
+                thread = threading.Thread(target=watch)
+                thread.start()
+                logp, entropy = head_logprobs(hidden, weight, targets, chunk_size=chunk)
+                (logp.sum() + entropy.sum()).backward()
+                stop.set()
+                thread.join()
+                Path(file.name).write_text(str(peak[0] - before))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        used = float(Path(file.name).read_text())
+    assert 1.0 < used / (chunk * words * 4 / 2**20) < 2.5
 
 
 @pytest.mark.parametrize(("architecture", "tied"), ARCHITECTURES)
-def test_ordinary_models_pass_the_check(architecture, tied):
-    check_model(random_model(architecture, tied))
+def test_a_prepared_model_is_what_it_was_to_everyone_else(architecture, tied):
+    """The same logits as by transformers' own attention, with padding and without, and the same saved files."""
+    model = random_model(architecture, tied)
+    ids, mask = torch.tensor([[0, 0, 3, 4, 5], [6, 7, 8, 9, 10]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        ours = model(ids, attention_mask=mask).logits
+        model.config._attn_implementation = "sdpa"
+        theirs = model(ids, attention_mask=mask).logits
+        model.config._attn_implementation = attention.NAME
+    assert torch.equal(ours[mask.bool()], theirs[mask.bool()])
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        assert attention.NAME not in (Path(folder) / "config.json").read_text()
 
 
 def test_model_that_scales_its_logits_is_refused():
@@ -126,7 +235,25 @@ def test_model_that_scales_its_logits_is_refused():
     )
     model = GraniteForCausalLM(GraniteConfig(**sizes, vocab_size=61, logits_scaling=8.0, initializer_range=0.2)).eval()
     with pytest.raises(ValueError, match="transforms its logits"):
-        check_model(model)
+        prepare(model)
+
+
+def test_a_model_that_loses_the_layout_is_refused(monkeypatch):
+    """One whose attention is not told where sequences begin would have them see each other."""
+    model = random_model("Qwen2")
+    register = attention.AttentionInterface.register
+    plain = attention.sdpa_attention_forward
+    register("forgetful", lambda *states, layout=None, **kwargs: plain(*states[:4], None, **kwargs))
+    monkeypatch.setattr(attention, "NAME", "forgetful")
+    with pytest.raises(ValueError, match="keeps packed sequences apart"):
+        prepare(model)
+
+
+@pytest.mark.parametrize("architecture", ["Qwen2", "Mistral"])
+def test_sliding_window_is_refused(architecture):
+    values = dict(use_sliding_window=True, max_window_layers=0) if architecture == "Qwen2" else {}
+    with pytest.raises(ValueError, match="attention that is not full"):
+        random_model(architecture, sliding_window=4, **values)
 
 
 # --- dealing micro-batches to ranks ----------------------------------------------------------------------------------
@@ -137,13 +264,15 @@ def test_deal_balances():
     assert deal([7], 3) == [[0], [], []]
 
 
-def test_parts_cover_every_token_once_and_are_equally_many():
+def test_parts_cover_every_token_once_and_are_equally_many_and_full():
     sequences = [TokenSequence([3] * (1 + i % 5), [4] * (1 + 7 * i % 23)) for i in range(37)]
     total = sum(len(s.completion_ids) for s in sequences)
     for parts in (1, 2, 3, 50):
-        shares = [pack(sequences, row_tokens=32, micro_batch_tokens=64, part=p, parts=parts) for p in range(parts)]
+        shares = [pack(sequences, micro_batch_tokens=64, part=p, parts=parts) for p in range(parts)]
         assert len({len(share) for share in shares}) == 1
         index = torch.cat([batch.token_index for share in shares for batch in share])
         assert sorted(index.tolist()) == list(range(total))
-        sizes = [sum(len(batch.targets) for batch in share) for share in shares]
-        assert parts == 50 or max(sizes) - min(sizes) <= 32
+        if parts < 50:  # ranks go forward and backward together: those of a round are about equally full
+            for at_once in zip(*shares, strict=True):
+                sizes = [batch.input_ids.numel() for batch in at_once]
+                assert min(sizes) > 0.75 * max(sizes)

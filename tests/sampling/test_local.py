@@ -3,9 +3,9 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, random_model
 
-from luffy.errors import ConfigError
 from luffy.model.logprobs import token_logprobs
 from luffy.model.packing import TokenSequence, pack
+from luffy.sampling import decoder
 from luffy.sampling.local import TransformersSampler, _pick
 from luffy.sampling.protocol import SamplingParams, SamplingRequest
 
@@ -21,6 +21,15 @@ def sample(model, reqs, *, temperature=1.0, max_new_tokens=12, seed=0, step=0, m
     found = dict(sampler.sample(reqs, SamplingParams(max_new_tokens, temperature, seed=seed, step=step)))
     assert sorted(found) == list(range(len(reqs)))
     return [found[i] for i in range(len(reqs))]
+
+
+def trained(model, reqs, rollouts, temperature=1.0):
+    """The trainer's log-probs of the rollouts' tokens."""
+    sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
+    flat = torch.empty(sum(len(rollout.token_ids) for rollout in rollouts))
+    for batch in pack(sequences, micro_batch_tokens=256):
+        flat[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
+    return flat
 
 
 def ids(rollout):
@@ -45,12 +54,8 @@ def test_logprobs_are_those_of_the_policy(temperature):
     """Equal to the trainer's log-probs at the same temperature, for every token of every row."""
     model, reqs = random_model("Qwen2"), requests()
     rollouts = sample(model, reqs, temperature=temperature)
-    sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
     sampled = torch.tensor([p for o in rollouts for p in o.logprobs])
-    trained = torch.empty_like(sampled)
-    for batch in pack(sequences, row_tokens=64, micro_batch_tokens=256):
-        trained[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
-    torch.testing.assert_close(sampled, trained, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sampled, trained(model, reqs, rollouts, temperature), atol=1e-5, rtol=1e-5)
 
 
 def test_row_does_not_depend_on_the_rest_of_the_batch():
@@ -105,17 +110,39 @@ def test_nothing_to_sample():
     assert sample(random_model("Qwen2"), []) == []
 
 
-@pytest.mark.parametrize("architecture", ["Qwen2", "Mistral"])
-def test_sliding_window_is_refused(architecture):
-    import transformers
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Llama", "Mistral"])
+def test_fused_steps_equal_the_models_own(architecture, monkeypatch):
+    """Prompts of unequal length, rows that end early: the same tokens, with the same log-probs."""
+    model, reqs = random_model(architecture), requests()
+    assert model.config.model_type in decoder.LIKE_LLAMA
+    fused = sample(model, reqs)
+    monkeypatch.setattr(decoder, "LIKE_LLAMA", frozenset())
+    for ours, theirs in zip(fused, sample(model, reqs), strict=True):
+        assert ids(ours) == ids(theirs)
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-5)
+    assert len({len(rollout.token_ids) for rollout in fused}) > 1
 
-    window = dict(use_sliding_window=True, max_window_layers=0) if architecture == "Qwen2" else {}
-    sizes = dict(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+
+def test_fused_steps_add_every_bias(monkeypatch):
+    model = random_model("Llama", attention_bias=True, mlp_bias=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    fused = sample(model, requests())
+    monkeypatch.setattr(decoder, "LIKE_LLAMA", frozenset())
+    assert [ids(r) for r in fused] == [ids(r) for r in sample(model, requests())]
+
+
+@pytest.mark.parametrize("architecture", ["Gemma", "Olmo2", "Phi3"])
+def test_other_architectures_go_by_their_own_forward_pass(architecture):
+    """Scaled embeddings, norms in other places, joined projections: sampler and trainer say the same of each."""
+    model, reqs = random_model(architecture), requests()
+    assert model.config.model_type not in decoder.LIKE_LLAMA
+    rollouts = sample(model, reqs)
+    torch.testing.assert_close(
+        torch.tensor([p for o in rollouts for p in o.logprobs]), trained(model, reqs, rollouts), atol=1e-5, rtol=1e-5
     )
-    config = getattr(transformers, f"{architecture}Config")(**sizes, vocab_size=20, sliding_window=4, **window)
-    with pytest.raises(ConfigError, match="sliding-window"):
-        TransformersSampler(getattr(transformers, f"{architecture}ForCausalLM")(config), eos_ids=[1], pad_id=0)
 
 
 def test_top_p_by_hand():

@@ -80,7 +80,7 @@ def tokens(rollouts):
 def trained_logprobs(model, reqs, rollouts, temperature):
     sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
     flat = torch.empty(sum(len(o.token_ids) for o in rollouts))
-    for batch in pack(sequences, row_tokens=256, micro_batch_tokens=512):
+    for batch in pack(sequences, micro_batch_tokens=512):
         flat[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
     return flat
 
@@ -337,17 +337,3 @@ def test_evaluation(tmp_path):
         evaluation.run()
         accuracy[name] = evaluation.results()["chain"].right
     assert accuracy["vllm"] == accuracy["transformers"]
-
-
-def test_flex_attention_keeps_packed_sequences_apart():
-    """One long row a micro-batch: the same log-probs as sdpa's (its backward needs a GPU). Only vLLM goes with it."""
-    sequences = [TokenSequence([7, 9, 11], [12, 13 + i, 14, 15] * (1 + i)) for i in range(5)]
-    flat = {}
-    for attention in ("sdpa", "flex_attention"):
-        model = load_model("tiny", attn_implementation=attention)
-        flat[attention] = torch.empty(sum(len(s.completion_ids) for s in sequences))
-        for batch in pack(sequences, row_tokens=256, micro_batch_tokens=1):
-            assert len(batch.input_ids) == 1
-            with torch.no_grad():
-                flat[attention][batch.token_index] = token_logprobs(model, batch)[0]
-    torch.testing.assert_close(flat["sdpa"], flat["flex_attention"], atol=1e-4, rtol=1e-4)

@@ -67,7 +67,7 @@ def test_parts_by_hand():
         (1, {}, "set offload_optimizer, or use more GPUs"),
         (8, {"vllm_gpu_memory_utilization": 0.9}, "sampling takes .* lower vllm_gpu_memory"),
         (8, {"vllm_gpu_memory_utilization": 0.15}, "raise vllm_gpu_memory"),
-        (8, {"row_tokens": 262_144}, "the update takes .* lower micro_batch_tokens and row_tokens"),
+        (8, {"micro_batch_tokens": 262_144}, "the update takes .* lower micro_batch_tokens"),
         (8, {"gradient_checkpointing": False}, "gradient_checkpointing"),
     ],
 )
@@ -96,6 +96,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from luffy import make_config
 from luffy.model.packing import TokenSequence, pack
+from luffy.model.logprobs import prepare
 from luffy.training.engine import TorchEngine
 from luffy.training.plan import Shape, plan
 
@@ -103,9 +104,9 @@ torch.set_num_threads(1)
 shape = Shape(384, 6, 6, 3, 1024, 8000, True, 64)
 settings = Qwen2Config(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3,
     intermediate_size=1024, vocab_size=8000, tie_word_embeddings=True)
-config = make_config("sft", row_tokens=512, micro_batch_tokens=1536, logits_chunk_size=512, max_prompt_length=64,
+config = make_config("sft", micro_batch_tokens=1536, logits_chunk_size=512, max_prompt_length=64,
     max_completion_length=448, rollout_batch_size=8, mini_batch_size=8)
-(batch,) = pack([TokenSequence([1] * 64, [2] * 448)] * 3, row_tokens=512, micro_batch_tokens=1536)
+(batch,) = pack([TokenSequence([1 + i] * 64, [2] * 448) for i in range(3)], micro_batch_tokens=1536)
 
 def update(engine):
     engine.backward(-engine.token_logprobs(batch)[0].mean())
@@ -116,11 +117,14 @@ def peak():
 
 tiny = Qwen2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1,
     intermediate_size=8, vocab_size=16)
-update(TorchEngine(Qwen2ForCausalLM(tiny), config, 1))  # whatever torch needs once
+model = Qwen2ForCausalLM(tiny)
+prepare(model)
+update(TorchEngine(model, config, 1))  # whatever torch needs once
 for checkpointing in (True, False):
     open("/proc/self/clear_refs", "w").write("5")  # the peak is counted from here on
     before = peak()
     model = Qwen2ForCausalLM(settings)
+    prepare(model)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     chosen = config.replace(gradient_checkpointing=checkpointing)

@@ -223,7 +223,7 @@ def test_packed_rows_hold_prompt_and_completion(tmp_path):
     one = make_trainer(tmp_path, num_problems=40)
     rows = one.collect(0)[:5]
     sequences = [TokenSequence(row.prompt_ids, row.token_ids) for row in rows]
-    [batch] = pack(sequences, row_tokens=512, micro_batch_tokens=4096)
+    [batch] = pack(sequences, micro_batch_tokens=4096)
     assert batch.targets[batch.token_index.argsort()].tolist() == [t for row in rows for t in row.token_ids.tolist()]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from paths import SHARED_DATA
 
-from luffy.verifier.pool import Verifier, is_dangerous, solution
+from luffy.verifier.pool import Verifier, integers_equal, is_dangerous, solution
+from luffy.verifier.worker import is_right
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_bombs_end_and_are_not_rewarded(verifier, bomb):
     started = time.perf_counter()
     assert verifier.score([boxed(bomb)], ["61"]) == [0.0]
     assert time.perf_counter() - started < 10
-    assert verifier.score([boxed(61)], ["61"]) == [1.0]  # and the verifier still works
+    assert verifier.score([boxed("\\frac{61}{3}")], ["61/3"]) == [1.0]  # and the verifier still works
 
 
 def test_memory_bomb_is_confined():
@@ -89,32 +90,61 @@ def test_memory_bomb_is_confined():
         return int(next(line for line in status.splitlines() if line.startswith("VmPeak")).split()[1]) / 1024
 
     with Verifier(workers=1, timeout_s=20, memory_mb=450) as verifier:
-        assert verifier.score([boxed(3)], ["3"]) == [1.0]
+        assert verifier.score([boxed("3.5")], ["7/2"]) == [1.0]
         before = peak_mb()
         assert verifier.score([boxed("2^{2^{33}}")], ["61"]) == [0.0]
         assert before + 50 < peak_mb() <= 451 or verifier.counts["kills"] == 1
-        assert verifier.score([boxed(4)], ["4"]) == [1.0]
+        assert verifier.score([boxed("4.5")], ["9/2"]) == [1.0]
 
 
 def test_worker_that_hangs_is_killed_and_replaced():
     """A worker that ignores its alarm (here: stopped) runs into the parent's deadline."""
     with Verifier(workers=1, timeout_s=0.5) as verifier:
-        assert verifier.score([boxed(3)], ["3"]) == [1.0]
+        assert verifier.score([boxed("3.5")], ["7/2"]) == [1.0]
         os.kill(verifier._workers[0].process.pid, signal.SIGSTOP)
-        assert verifier.score([boxed(4)], ["4"]) == [0.0]
+        assert verifier.score([boxed("4.5")], ["9/2"]) == [0.0]
         assert verifier.counts["kills"] == verifier.counts["timeouts"] == 1
-        assert verifier.score([boxed(5)], ["5"]) == [1.0]
+        assert verifier.score([boxed("5.5")], ["11/2"]) == [1.0]
 
 
 def test_worker_that_does_not_read_is_killed():
     """A long answer fills the pipe of a stopped worker: writing has the same deadline."""
     with Verifier(workers=1, timeout_s=0.5) as verifier:
-        assert verifier.score([boxed(3)], ["3"]) == [1.0]
+        assert verifier.score([boxed("3.5")], ["7/2"]) == [1.0]
         os.kill(verifier._workers[0].process.pid, signal.SIGSTOP)
-        long = "word " * 19_000 + "\\boxed{4}"
-        assert verifier.score([f"</think>{long}"], ["4"]) == [0.0]
+        long = "word " * 19_000 + "\\boxed{4.5}"
+        assert verifier.score([f"</think>{long}"], ["9/2"]) == [0.0]
         assert verifier.counts["kills"] == 1
-        assert verifier.score([f"</think>{long}"], ["4"]) == [1.0]  # a kill is not remembered as a verdict
+        assert verifier.score([f"</think>{long}"], ["9/2"]) == [1.0]  # a kill is not remembered as a verdict
+
+
+def test_what_was_sent_with_a_check_that_is_killed_is_checked_by_the_next_worker():
+    with Verifier(workers=1, timeout_s=0.5) as verifier:
+        assert verifier.score([boxed("3.5")], ["7/2"]) == [1.0]
+        os.kill(verifier._workers[0].process.pid, signal.SIGSTOP)
+        answers = [f"{2 * i + 1}/2" for i in range(40)]
+        scores = verifier.score([boxed(i + 0.5 + (i % 3 == 2)) for i in range(40)], answers)
+        assert verifier.counts["kills"] == 1 and scores.count(0.0) == 13 + 1
+        assert [bool(score) for score in scores[1:]] == [i % 3 != 2 for i in range(1, 40)]
+
+
+def test_closing_ends_what_is_waiting():
+    verifier = Verifier(workers=1)
+    verdicts = [verifier.submit(boxed(f"x^{{{i}}}+1"), f"1+x^{i + 40}") for i in range(200)]
+    verdicts[0].result()
+    verifier.close()
+    assert all(verdict.done() for verdict in verdicts)
+    assert any(verdict.cancelled() for verdict in verdicts)
+
+
+@pytest.mark.parametrize("gold", ["12", "-7", "0", "007", "12.0", "1,200", "x", "", "-0", "--7"])
+def test_integers_are_compared_as_a_worker_would(gold):
+    for given in ("12", " 12 ", "-7", "7", "0", "-0", "007", "1200", "+12", "12.0", "12 ", ""):
+        equal = integers_equal(gold, boxed(given))
+        if equal is not None:
+            assert equal == is_right(gold, boxed(given)), (gold, given)
+    assert integers_equal("12", boxed("12")) is True and integers_equal("12", boxed("13")) is False
+    assert integers_equal("12", "12 without a box") is None
 
 
 def test_closed_verifier_says_so():
@@ -126,8 +156,8 @@ def test_closed_verifier_says_so():
 
 def test_counts_and_cache(verifier):
     with Verifier(workers=1) as fresh:
-        fresh.score([boxed(1), boxed(1), boxed("9^{9^{9^{9}}}"), "no closing tag"], ["1"] * 4)
-        assert dict(fresh.counts) == {"checks": 1, "cached": 1, "prefiltered": 1, "no_solution": 1}
+        fresh.score([boxed(1), boxed("0.5"), boxed("0.5"), boxed("9^{9^{9^{9}}}"), "no closing tag"], ["1"] * 5)
+        assert dict(fresh.counts) == {"integers": 1, "checks": 1, "cached": 1, "prefiltered": 1, "no_solution": 1}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +192,7 @@ def test_many_threads(verifier):
     results = {}
 
     def work(i):
-        results[i] = verifier.score([boxed(i), boxed(i + 1)], [str(i)] * 2)
+        results[i] = verifier.score([boxed(i + 0.5), boxed(i + 1.5)], [f"{2 * i + 1}/2"] * 2)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     [thread.start() for thread in threads]

@@ -1,0 +1,161 @@
+"""One new token a row: the part of a transformer's forward pass that sampling spends its time in.
+
+For models built like Llama a step goes over the model's own modules with fewer and larger kernels: one product for
+queries, keys and values, one for both halves of the MLP, residuals added inside products, one copy into the cache. All
+other architectures take transformers' forward pass, with the same cache. Both compute what the model says.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers.cache_utils import Cache, DynamicLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LIKE_LLAMA = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # model types whose layers are what FusedDecoder does
+
+
+class Decoder(Protocol):
+    """The rows of a batch that is being sampled, and what their next tokens see."""
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """(R, d): the last hidden states behind one more token a row, (R,) int64 at positions (R,) int64."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with the rows at these places, (R',) int64, alone."""
+        ...
+
+
+def make_decoder(model: PreTrainedModel, layers: list[tuple[Tensor, Tensor]], visible: Tensor, room: int) -> Decoder:
+    """layers: the keys and values, (R, K, W, D), of each layer's first W places; visible: (R, W) bool, which of those a
+    row sees. room: how many tokens are still to come."""
+    visible = torch.cat([visible, visible.new_ones(len(visible), room)], 1)
+    if model.config.model_type in LIKE_LLAMA:
+        return FusedDecoder(model, layers, visible)
+    return ModelDecoder(model, layers, visible)
+
+
+def _roomy(states: Tensor, width: int) -> Tensor:
+    """(R, K, W, D) states at the beginning of (R, K, width, D)."""
+    rows, heads, filled, dim = states.shape
+    wide = states.new_empty(rows, heads, width, dim)
+    wide[:, :, :filled] = states
+    return wide
+
+
+class FusedDecoder:
+    """Over the modules of a model like Llama. Its products are of copies of the weights, made at the start."""
+
+    def __init__(self, model: PreTrainedModel, layers: list[tuple[Tensor, Tensor]], visible: Tensor) -> None:
+        self.trunk: Any = model.base_model
+        self.heads, self.kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
+        self.length = layers[0][0].shape[2]
+        self.mask = torch.zeros(visible.shape, dtype=model.dtype, device=model.device)
+        self.mask.masked_fill_(~visible, float("-inf"))
+        self.caches = [_roomy(torch.cat(pair, 1), visible.shape[1]) for pair in layers]  # keys, then values
+        self.joined = []
+        for layer in self.trunk.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+            self.joined.append((qkv, _joined(mlp.gate_proj, mlp.up_proj)))
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        trunk, rotated = self.trunk, self.heads + self.kv_heads
+        hidden = trunk.embed_tokens(tokens)
+        cos, sin = (table.transpose(0, 1) for table in trunk.rotary_emb(hidden, positions[None]))  # (R, 1, D)
+        half = cos.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        mask = self.mask[:, None, None, : self.length + 1]
+        for layer, cache, (qkv, gates) in zip(trunk.layers, self.caches, self.joined, strict=True):
+            attention, mlp = layer.self_attn, layer.mlp
+            states = linear(layer.input_layernorm(hidden), *qkv).unflatten(1, (-1, 2 * half))
+            turning = states[:, :rotated]
+            if hasattr(attention, "q_norm"):
+                queries, keys = turning[:, : self.heads], turning[:, self.heads :]
+                turning = torch.cat([attention.q_norm(queries), attention.k_norm(keys)], 1)
+            states[:, :rotated] = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
+            cache[:, :, self.length] = states[:, self.heads :]
+            filled = cache[:, :, : self.length + 1]
+            seen = scaled_dot_product_attention(
+                states[:, : self.heads].unflatten(1, (self.kv_heads, -1)),  # heads that share a key are rows of one
+                filled[:, : self.kv_heads],
+                filled[:, self.kv_heads :],
+                attn_mask=mask,
+                scale=attention.scaling,
+            )
+            hidden = _add(hidden, attention.o_proj, seen.flatten(1))
+            gate, up = linear(layer.post_attention_layernorm(hidden), *gates).chunk(2, -1)
+            hidden = _add(hidden, mlp.down_proj, mlp.act_fn(gate).mul_(up))
+        self.length += 1
+        return trunk.norm(hidden)
+
+    def keep(self, rows: Tensor) -> None:
+        self.caches = [cache.index_select(0, rows) for cache in self.caches]
+        self.mask = self.mask.index_select(0, rows)
+
+
+def _joined(*layers: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the linear layer that has the outputs of these one behind another."""
+    biased = layers[0].bias is not None
+    return torch.cat([layer.weight for layer in layers]), torch.cat([la.bias for la in layers]) if biased else None
+
+
+def _add(hidden: Tensor, layer: Any, states: Tensor) -> Tensor:
+    """hidden + layer(states) of a linear layer."""
+    if layer.bias is not None:
+        hidden = hidden + layer.bias
+    return torch.addmm(hidden, states, layer.weight.T)
+
+
+class _RoomyLayer(DynamicLayer):
+    """A cache layer that writes into room allocated beforehand, where the stock one concatenates at every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor, width: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.length = keys.shape[2]
+        self.key_room, self.value_room = _roomy(keys, width), _roomy(values, width)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        end = self.length + key_states.shape[-2]
+        self.key_room[:, :, self.length : end] = key_states
+        self.value_room[:, :, self.length : end] = value_states
+        self.length = end
+        self.keys, self.values = self.key_room[:, :, :end], self.value_room[:, :, :end]
+        return self.keys, self.values
+
+    def keep(self, rows: Tensor) -> None:
+        self.key_room, self.value_room = self.key_room[rows], self.value_room[rows]
+
+
+class ModelDecoder:
+    """By the model's own forward pass."""
+
+    def __init__(self, model: PreTrainedModel, layers: list[tuple[Tensor, Tensor]], visible: Tensor) -> None:
+        self.model, self.visible = model, visible
+        self.layers = [_RoomyLayer(keys, values, visible.shape[1]) for keys, values in layers]
+        self.cache = Cache(layers=list(self.layers))
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        output = self.model.base_model(
+            input_ids=tokens[:, None],
+            attention_mask=self.visible[:, None, None, : self.layers[0].length + 1],
+            position_ids=positions[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+
+    def keep(self, rows: Tensor) -> None:
+        for layer in self.layers:
+            layer.keep(rows)
+        self.visible = self.visible[rows]
