@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 from transformers.cache_utils import Cache, DynamicLayer
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class FusedDecoder:
         self.trunk: Any = model.base_model
         self.heads, self.kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
         self.length = layers[0][0].shape[2]
-        self.mask = torch.zeros(visible.shape, dtype=model.dtype, device=model.device)
-        self.mask.masked_fill_(~visible, float("-inf"))
-        self.caches = [_roomy(torch.cat(pair, 1), visible.shape[1]) for pair in layers]  # keys, then values
+        mask = torch.zeros(visible.shape, dtype=model.dtype, device=model.device).masked_fill_(~visible, -torch.inf)
+        self.mask = mask[:, None].expand(-1, self.kv_heads, -1).contiguous()  # (R, K, W), added to scores
+        self.caches = [torch.stack([_roomy(states, mask.shape[1]) for states in pair]) for pair in layers]  # 2, R, K, W, D
         self.joined = []
         for layer in self.trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
@@ -71,7 +71,7 @@ class FusedDecoder:
         cos, sin = (table.transpose(0, 1) for table in trunk.rotary_emb(hidden, positions[None]))  # (R, 1, D)
         half = cos.shape[-1] // 2
         sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        mask = self.mask[:, None, None, : self.length + 1]
+        mask = self.mask.flatten(0, 1)[:, None, : self.length + 1]
         for layer, cache, (qkv, gates) in zip(trunk.layers, self.caches, self.joined, strict=True):
             attention, mlp = layer.self_attn, layer.mlp
             states = linear(layer.input_layernorm(hidden), *qkv).unflatten(1, (-1, 2 * half))
@@ -80,23 +80,20 @@ class FusedDecoder:
                 queries, keys = turning[:, : self.heads], turning[:, self.heads :]
                 turning = torch.cat([attention.q_norm(queries), attention.k_norm(keys)], 1)
             states[:, :rotated] = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
-            cache[:, :, self.length] = states[:, self.heads :]
-            filled = cache[:, :, : self.length + 1]
-            seen = scaled_dot_product_attention(
-                states[:, : self.heads].unflatten(1, (self.kv_heads, -1)),  # heads that share a key are rows of one
-                filled[:, : self.kv_heads],
-                filled[:, self.kv_heads :],
-                attn_mask=mask,
-                scale=attention.scaling,
-            )
-            hidden = _add(hidden, attention.o_proj, seen.flatten(1))
+            cache[:, :, :, self.length] = states[:, self.heads :].unflatten(1, (2, -1)).transpose(0, 1)
+            keys, values = cache.flatten(1, 2)[:, :, : self.length + 1]
+            # query heads that share a key are the rows of one product
+            queries = states[:, : self.heads].unflatten(1, (self.kv_heads, -1)).flatten(0, 1)
+            scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=attention.scaling)
+            seen = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(values.dtype), values)
+            hidden = _add(hidden, attention.o_proj, seen.view(len(hidden), -1))
             gate, up = linear(layer.post_attention_layernorm(hidden), *gates).chunk(2, -1)
             hidden = _add(hidden, mlp.down_proj, mlp.act_fn(gate).mul_(up))
         self.length += 1
         return trunk.norm(hidden)
 
     def keep(self, rows: Tensor) -> None:
-        self.caches = [cache.index_select(0, rows) for cache in self.caches]
+        self.caches = [cache.index_select(1, rows) for cache in self.caches]
         self.mask = self.mask.index_select(0, rows)
 
 

@@ -45,6 +45,19 @@ class Job:
     def total_steps(self) -> int:
         return sum(config.max_steps for config, _ in self.run.stages(self.config))
 
+    @property
+    def work(self) -> tuple[float, int]:
+        """What orders jobs by how long they take: the rows of all steps, then the traces of a group, from which a
+        policy learns to write more."""
+        stages = [config for config, _ in self.run.stages(self.config)]
+        rows = sum(
+            config.max_steps
+            * config.sampling.rollout_batch_size
+            * (config.method.sampled_rows(config.sampling.num_generations) + config.method.traces_wanted())
+            for config in stages
+        )
+        return rows, max(config.method.traces_wanted() for config in stages)
+
     def rows(self) -> list[dict[str, Any]]:
         """The metrics of all stages in order, their steps counted on; "stage" says which."""
         rows: list[dict[str, Any]] = []
@@ -143,6 +156,7 @@ def run(
 
     nproc: processes (GPUs) of each run of engine deepspeed; with several, the runs go one after the other.
 
+    Of one variant and seed the longest start first, so that no core is idle while the last one is running.
     Jobs that are complete are left alone, those that another process is training are watched. If the iteration is
     abandoned, what runs goes on running and nothing new is started. Raises RunsFailedError at the end if a run failed;
     the others have been completed then.
@@ -150,6 +164,9 @@ def run(
     slots: list[dict[str, str]] = parallel_slots() if nproc == 1 else [{}]
     free = [slots[i % len(slots)] for i in range(parallel or len(slots))]
     limit = len(free)
+    parts = list(dict.fromkeys((job.variant, job.config.seed) for job in jobs))
+    longest_first = sorted(jobs, key=lambda job: job.work, reverse=True)
+    queue = sorted(longest_first, key=lambda job: parts.index((job.variant, job.config.seed)))
     children: dict[Path, tuple[subprocess.Popen[bytes], dict[str, str]]] = {}
     failed: set[Path] = set()
     while True:
@@ -163,9 +180,10 @@ def run(
                     failed.add(job.run_dir)
             statuses.append(_status(job, job.run_dir in children, failed))
         running = sum(status.state == "running" for status in statuses)
-        for status in [s for s in statuses if s.state == "waiting"][: max(0, limit - running)]:
+        waiting = {status.job.run_dir for status in statuses if status.state == "waiting"}
+        for job in [job for job in queue if job.run_dir in waiting][: max(0, limit - running)]:
             slot = free.pop(0)
-            children[status.job.run_dir] = _start(status.job, slot, nproc), slot
+            children[job.run_dir] = _start(job, slot, nproc), slot
         yield statuses
         if all(status.state in ("complete", "failed") for status in statuses):
             break
