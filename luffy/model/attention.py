@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     layout: Layout | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Causal attention inside each sequence of `layout`; attention_mask is not read then.
 
@@ -87,9 +88,9 @@ def packed_attention(
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    whole = [states[0].transpose(0, 1).index_select(0, layout.expand) for states in (query, key, value)]
+    q, k, v = (states[0].transpose(0, 1).index_select(0, layout.expand) for states in (query, key, value))
     attend = _varlen if query.is_cuda and query.dtype != torch.float32 else _by_length
-    return attend(*whole, layout, scaling).index_select(0, layout.keep)[None], None
+    return attend(q, k, v, layout, scaling).index_select(0, layout.keep)[None], None
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:

@@ -107,7 +107,9 @@ class _HeadLogprobs(torch.autograd.Function):
             slope = slope.div_(ctx.temperature).to(ctx.dtype)
             if d_hidden is not None:
                 d_hidden[at] = slope @ weight.to(ctx.dtype)
-            if d_weight is not None:
+            if d_weight is not None and ctx.dtype == torch.float32:
+                d_weight.addmm_(slope.T, hidden[at].float())
+            elif d_weight is not None:
                 d_weight += slope.T @ hidden[at].to(ctx.dtype)
             if d_bias is not None:
                 d_bias += slope.sum(0)

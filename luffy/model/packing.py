@@ -67,9 +67,9 @@ def pack(
 ) -> list[MicroBatch]:
     """Packs sequences into micro-batches of at most `micro_batch_tokens` tokens (one sequence at least).
 
-    With several `parts` (ranks that compute the mini-batch together) there is a multiple of them of micro-batches, about
-    equally full, and those of `part` are returned: as many as for every other part, and the fullest first, because the
-    ranks of a sharded model go forward and backward together. Where there are too few sequences some are empty.
+    With several `parts` (ranks that compute the mini-batch together) the number of micro-batches is a multiple of
+    theirs, all about equally full, and those of `part` are returned: as many as for every other part, the fullest
+    first, because the ranks of a sharded model go forward and backward together. With too few sequences some are empty.
     Raises ValueError on an empty prompt, which would leave the first completion token without a predictor.
     """
     if not sequences:

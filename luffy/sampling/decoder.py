@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
 from transformers.cache_utils import Cache, DynamicLayer
 
 if TYPE_CHECKING:
@@ -53,14 +53,21 @@ class FusedDecoder:
     """Over the modules of a model like Llama. Its products are of copies of the weights, made at the start."""
 
     def __init__(self, model: PreTrainedModel, layers: list[tuple[Tensor, Tensor]], visible: Tensor) -> None:
-        self.trunk: Any = model.base_model
+        trunk: Any = model.base_model
+        self.trunk = trunk
         self.heads, self.kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
         self.length = layers[0][0].shape[2]
         mask = torch.zeros(visible.shape, dtype=model.dtype, device=model.device).masked_fill_(~visible, -torch.inf)
         self.mask = mask[:, None].expand(-1, self.kv_heads, -1).contiguous()  # (R, K, W), added to scores
-        self.caches = [torch.stack([_roomy(states, mask.shape[1]) for states in pair]) for pair in layers]  # 2, R, K, W, D
+        self.caches = [
+            torch.stack([_roomy(states, mask.shape[1]) for states in pair]) for pair in layers
+        ]  # 2, R, K, W, D
+        # what rotates queries and keys at every position: the halves of the sine's table with their signs
+        cos, sin = trunk.rotary_emb(mask, torch.arange(mask.shape[1], device=model.device)[None])
+        first, second = sin[0].chunk(2, -1)
+        self.cos, self.sin = cos[0, :, None], torch.cat([-first, second], -1)[:, None]  # (W, 1, D)
         self.joined = []
-        for layer in self.trunk.layers:
+        for layer in trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
             qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
             self.joined.append((qkv, _joined(mlp.gate_proj, mlp.up_proj)))
@@ -68,18 +75,17 @@ class FusedDecoder:
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         trunk, rotated = self.trunk, self.heads + self.kv_heads
         hidden = trunk.embed_tokens(tokens)
-        cos, sin = (table.transpose(0, 1) for table in trunk.rotary_emb(hidden, positions[None]))  # (R, 1, D)
-        half = cos.shape[-1] // 2
-        sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        cos, sin = self.cos[positions], self.sin[positions]
+        dim = cos.shape[-1]
         mask = self.mask.flatten(0, 1)[:, None, : self.length + 1]
         for layer, cache, (qkv, gates) in zip(trunk.layers, self.caches, self.joined, strict=True):
             attention, mlp = layer.self_attn, layer.mlp
-            states = linear(layer.input_layernorm(hidden), *qkv).unflatten(1, (-1, 2 * half))
+            states = linear(_norm(layer.input_layernorm, hidden), *qkv).unflatten(1, (-1, dim))
             turning = states[:, :rotated]
             if hasattr(attention, "q_norm"):
                 queries, keys = turning[:, : self.heads], turning[:, self.heads :]
-                turning = torch.cat([attention.q_norm(queries), attention.k_norm(keys)], 1)
-            states[:, :rotated] = torch.addcmul(turning * cos, turning.roll(half, -1), sin)
+                turning = torch.cat([_norm(attention.q_norm, queries), _norm(attention.k_norm, keys)], 1)
+            torch.addcmul(turning * cos, turning.roll(dim // 2, -1), sin, out=states[:, :rotated])
             cache[:, :, :, self.length] = states[:, self.heads :].unflatten(1, (2, -1)).transpose(0, 1)
             keys, values = cache.flatten(1, 2)[:, :, : self.length + 1]
             # query heads that share a key are the rows of one product
@@ -87,14 +93,19 @@ class FusedDecoder:
             scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=attention.scaling)
             seen = torch.bmm(scores.softmax(-1, dtype=torch.float32).to(values.dtype), values)
             hidden = _add(hidden, attention.o_proj, seen.view(len(hidden), -1))
-            gate, up = linear(layer.post_attention_layernorm(hidden), *gates).chunk(2, -1)
+            gate, up = linear(_norm(layer.post_attention_layernorm, hidden), *gates).chunk(2, -1)
             hidden = _add(hidden, mlp.down_proj, mlp.act_fn(gate).mul_(up))
         self.length += 1
-        return trunk.norm(hidden)
+        return _norm(trunk.norm, hidden)
 
     def keep(self, rows: Tensor) -> None:
         self.caches = [cache.index_select(1, rows) for cache in self.caches]
         self.mask = self.mask.index_select(0, rows)
+
+
+def _norm(layer: Any, states: Tensor) -> Tensor:
+    """The layer's root-mean-square norm in one call."""
+    return rms_norm(states, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
 def _joined(*layers: Any) -> tuple[Tensor, Tensor | None]:

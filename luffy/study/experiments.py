@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,19 @@ class Job:
     def run(self) -> RunDirectory:
         return RunDirectory(self.run_dir)
 
+    @cached_property
+    def stages(self) -> list[tuple[Config, Path]]:
+        return self.run.stages(self.config)
+
     @property
     def total_steps(self) -> int:
-        return sum(config.max_steps for config, _ in self.run.stages(self.config))
+        return sum(config.max_steps for config, _ in self.stages)
 
     @property
     def work(self) -> tuple[float, int]:
         """What orders jobs by how long they take: the rows of all steps, then the traces of a group, from which a
         policy learns to write more."""
-        stages = [config for config, _ in self.run.stages(self.config)]
+        stages = [config for config, _ in self.stages]
         rows = sum(
             config.max_steps
             * config.sampling.rollout_batch_size
@@ -62,7 +67,7 @@ class Job:
         """The metrics of all stages in order, their steps counted on; "stage" says which."""
         rows: list[dict[str, Any]] = []
         offset = 0
-        for stage, (config, path) in enumerate(self.run.stages(self.config)):
+        for stage, (config, path) in enumerate(self.stages):
             rows += [{**row, "step": row["step"] + offset, "stage": stage} for row in RunDirectory(path).metrics()]
             offset += config.max_steps
         return rows
@@ -71,7 +76,7 @@ class Job:
         """The newest row, as in `rows`."""
         offset = 0
         last: dict[str, Any] = {}
-        for config, path in self.run.stages(self.config):
+        for config, path in self.stages:
             row = RunDirectory(path).last_row()
             last = {**row, "step": row["step"] + offset} if row else last
             offset += config.max_steps

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..config import Config
 from ..methods.rows import Batch, Row
-from ..model.packing import TokenSequence
 from ..runs import RunDirectory
 from ..training.trainer import Trainer
 
@@ -75,8 +74,7 @@ def trace_tokens(
     import pandas as pd
 
     chosen = group.rows[row]
-    packed = trainer.pack([TokenSequence(chosen.prompt_ids, chosen.token_ids)])
-    pi = trainer.logprobs(packed, len(chosen.token_ids), trainer.engine.token_logprobs).cpu().double().exp()
+    pi = trainer.logprobs([chosen], trainer.engine.token_logprobs).cpu().double().exp()
     columns = {
         "token": [trainer.tokenizer.decode([token]) for token in chosen.token_ids.tolist()],
         "probability": pi.tolist(),

@@ -19,7 +19,7 @@ import torch
 
 from ..data import tinyworld
 from ..data.tinyworld import FAMILIES
-from ..model.logprobs import token_logprobs
+from ..model.logprobs import prepare, token_logprobs
 from ..model.packing import TokenSequence, pack
 
 
@@ -82,6 +82,7 @@ def pretrain(size: str, out: Path, seed: int = 0, recipe: Recipe | None = None) 
     torch.manual_seed(seed)
     tokenizer = tinyworld.make_tokenizer()
     model = Qwen2ForCausalLM(tinyworld.model_config(size))
+    prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     started = time.perf_counter()
     for update in range(recipe.updates):

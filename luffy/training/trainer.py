@@ -209,10 +209,11 @@ class Trainer:
             device=self.model.device,
         )
         for number, part in enumerate(parts):
+            own = torch.tensor([not row.off_policy for row in part.rows])  # of the others neither is read
             if config.update.recompute_old_logp and number:  # the first one's come with its forward pass
-                part.old_logp = self.logprobs(part, self.engine.token_logprobs)
+                part.old_logp = self.logprobs(part.rows, self.engine.token_logprobs, own)
             if self.reference is not None:
-                part.reference_logp = self.logprobs(part, self.reference_logprobs)
+                part.reference_logp = self.logprobs(part.rows, self.reference_logprobs, own)
         return parts
 
     def update(self, part: MiniBatch, *, fresh: bool = True) -> dict[str, float]:
@@ -261,10 +262,11 @@ class Trainer:
         return [batch.to(self.model.device) for batch in batches]
 
     @torch.no_grad()
-    def logprobs(self, part: MiniBatch, forward: Forward) -> Tensor:
-        """(N,) float32: log-probs of the tokens of all rows in which the policy has any, zeros elsewhere."""
-        flat = torch.zeros(len(part.old_logp), device=self.model.device)
-        for batch in packed(part.rows, self.pack, torch.tensor([not row.off_policy for row in part.rows])):
+    def logprobs(self, rows: Sequence[Row], forward: Forward, chosen: Tensor | None = None) -> Tensor:
+        """(N,) float32: log-probs of all tokens of the rows, or of those of the chosen ones, (B,) bool; else zeros."""
+        chosen = torch.ones(len(rows), dtype=torch.bool) if chosen is None else chosen
+        flat = torch.zeros(sum(len(row.token_ids) for row in rows), device=self.model.device)
+        for batch in packed(rows, self.pack, chosen):
             flat[batch.token_index] = forward(batch)[0]
         return self.ranks.sum(flat)
 

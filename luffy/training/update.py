@@ -30,8 +30,8 @@ Pack = Callable[[Sequence[TokenSequence]], list[MicroBatch]]
 class MiniBatch:
     """The rows that take part in one optimiser step: their tokens on one flat axis (N,), on the model's device.
 
-    rows: the rows. signal: what every token counts for; scale: its factor in the policy term. micro_batches: this rank's
-    share of the rows that have a gradient; watched: of those that are only measured, packed once like them.
+    rows: the rows. signal: what every token counts for; scale: its factor in the policy term. micro_batches: this
+    rank's share of the rows that have a gradient; watched: of those that are only measured. Both are packed once.
     sampler_logp: log-probs of those who wrote the tokens; old_logp: of own tokens under the policy that has sampled;
     reference_logp: under the model of the KL term. Of foreign tokens the last two are not read.
     """
