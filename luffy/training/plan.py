@@ -230,10 +230,14 @@ def _seconds(config: Config, shape: Shape, ranks: int, capacity: int, gpu: str, 
     tokens = rows * (length + config.data.max_prompt_length // 4) / ranks
     forward = 2 * shape.parameters * tokens / (MFU * flops)
     update = forward * (4 if engine.gradient_checkpointing else 3)
+    own = forward * method.sampled_rows(sampling.num_generations) / sampling.num_generations if method.samples else 0.0
+    later = (
+        1 - config.update.mini_batch_size / sampling.rollout_batch_size
+    )  # the first mini-batch's come with its update
     seconds = {
         "sample": 0.0,
-        "old log-probs": forward if config.update.recompute_old_logp and method.samples else 0.0,
-        "reference": forward if method.beta and method.samples else 0.0,
+        "old log-probs": own * later if config.update.recompute_old_logp else 0.0,
+        "reference": own if method.beta else 0.0,
         "update": update * config.update.num_iterations,
     }
     here = sampling.rollout_batch_size * method.sampled_rows(sampling.num_generations) / ranks

@@ -32,7 +32,8 @@ def rows(groups: int, size: int, prompt: int, answer: int, vocabulary: int = 44)
             length = int(random.integers(answer // 2, answer + answer // 2 + 1))
             token_ids = random.integers(2, vocabulary, length).astype(np.int32)
             logprobs = np.full(length, -3.0, np.float32)
-            made.append(Row(group, group, index, prompt_ids, token_ids, 0, logprobs, truncated=False))
+            # one number for all groups, so that they are one mini-batch
+            made.append(Row(group, 0, index, prompt_ids, token_ids, 0, logprobs, truncated=False))
     return made
 
 

@@ -8,7 +8,6 @@ from luffy.data.tokenization import tokenize_trace
 from luffy.methods import Luffy
 from luffy.methods.prefixes import prefix_shares
 from luffy.methods.rows import ROLLOUT, Draw, Memory, Start, Trace, whole
-from luffy.model.packing import TokenSequence
 from luffy.training.problems import draw_problems
 
 EOS = 1
@@ -106,8 +105,7 @@ def test_the_policy_goes_on_from_a_prefix(tmp_path, short_run):
         judged = one.reward.batch()
         judged.add(one.problems[row.problem].problem, "", row.text)
         assert judged.finish() == [row.reward]
-    packed = one.pack([TokenSequence(row.prompt_ids, row.token_ids) for row in rows])
-    part_logps = one.logprobs(packed, sum(len(row.token_ids) for row in rows), one.engine.token_logprobs)
+    part_logps = one.logprobs(rows, one.engine.token_logprobs)
     sampled = np.concatenate([row.logprobs for row in rows])
     own = ~np.isnan(sampled)
     np.testing.assert_allclose(part_logps.numpy()[own], sampled[own], atol=1e-5)

@@ -43,8 +43,12 @@ def test_metrics_of_a_short_run_are_the_committed_ones(method, tmp_path):
     rows = [row for row in run.metrics() if row["step"]]
     assert run.is_complete
     for row, expected in zip(rows, json.loads(COMMITTED.read_text())[method], strict=True):
+        # the gap between sampler and trainer is rounding, of which only the size is known
+        gaps = {name: value for name, value in expected.items() if name.startswith("sampler_gap/")}
+        assert {name: row[name] for name in gaps} == pytest.approx(gaps, abs=1e-5), method
         # sums of terms that cancel, such as pg_loss, are known to the rounding of the terms
-        assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-7), method
+        others = {name: value for name, value in expected.items() if name not in gaps}
+        assert {name: row[name] for name in others} == pytest.approx(others, rel=1e-4, abs=1e-7), method
     if method == "sft_rl":
         first = RunDirectory(run.path / "first_stage")
         assert first.is_complete and first.config().method.name == "sft"

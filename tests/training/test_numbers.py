@@ -147,15 +147,75 @@ def test_learning_rate_by_hand():
     assert linear == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
 
 
-def test_old_logps_from_sampler_and_policy_agree(tmp_path):
-    values = dict(num_problems=40, rollout_batch_size=4, mini_batch_size=4)
-    sampled, computed = (
-        make_trainer(tmp_path / str(again), recompute_old_logp=again, **values) for again in (False, True)
+def recording(trainer):
+    """(tokens, with gradient) of every forward pass that the engine does from now on."""
+    passes, forward = [], trainer.engine.token_logprobs
+    trainer.engine.token_logprobs = lambda batch: (
+        passes.append((len(batch.targets), torch.is_grad_enabled())) or forward(batch)
     )
-    rows = sampled.collect(0)
-    parts = [first_part(one, rows) for one in (sampled, computed)]
-    own = ~parts[0].signal.foreign
-    torch.testing.assert_close(parts[0].old_logp[own], parts[1].old_logp[own], atol=1e-5, rtol=1e-5)
+    return passes
+
+
+def test_old_logps_are_computed_where_they_are_read_and_not_known(tmp_path):
+    """Not for demonstrations, and for the first mini-batch of a step by its update's own forward pass; they are then
+    those of the sampler."""
+    values = dict(num_problems=40, rollout_batch_size=4, mini_batch_size=2, recompute_old_logp=True)
+    one = make_trainer(tmp_path, **values)
+    rows = one.collect(0)
+    batch, passes = Batch.of(rows), recording(one)
+    parts = one.mini_batches(batch, one.config.method.signal(batch))
+    own = [row for row in rows if row.group >= 2 and not row.off_policy]
+    assert len(parts) == 2 and passes == [(sum(len(row.token_ids) for row in own), False)]
+    one.update(parts[0])
+    assert len(passes) == 2 and passes[1][1]
+    for part in parts:
+        mine = ~part.signal.foreign
+        assert not torch.equal(
+            part.old_logp[mine], part.sampler_logp[mine]
+        )  # another computation, with the same result
+        torch.testing.assert_close(part.old_logp[mine], part.sampler_logp[mine], atol=1e-5, rtol=1e-5)
+    one.close()
+
+
+def test_rows_without_a_gradient_go_forward_only(tmp_path):
+    """On-policy and without an entropy bonus a group without spread has none: the same gradient and metrics, by fewer
+    tokens backward."""
+    values = dict(method="on_policy", num_problems=40, rollout_batch_size=4, mini_batch_size=4, max_grad_norm=1e9)
+    found = {}
+    for coefficient in (0.0, 1e-12):  # so small a bonus changes nothing but which rows have a gradient
+        one = make_trainer(tmp_path / str(coefficient), entropy_coef=coefficient, **values)
+        rows = one.collect(0)
+        for row in rows:  # the first two groups have spread
+            row.reward = float(row.group < 2 and row.index % 2)
+        gradients: dict[str, torch.Tensor] = {}
+        one.engine.optimizer.step = lambda g=gradients, m=one.model: g.update(
+            {name: p.grad.clone() for name, p in m.named_parameters()}
+        )
+        passes = recording(one)
+        found[coefficient] = gradients, one.update(first_part(one, rows)), passes
+        tokens = [sum(len(row.token_ids) for row in rows if (row.group < 2) == spread) for spread in (True, False)]
+        assert passes == ([(tokens[0], True), (tokens[1], False)] if not coefficient else [(sum(tokens), True)])
+        one.close()
+    (few, less, _), (many, more, _) = found.values()
+    assert less == pytest.approx(more, rel=1e-5, abs=1e-6)
+    for name, gradient in many.items():
+        torch.testing.assert_close(few[name], gradient, atol=1e-7, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_step_without_any_gradient_goes_on_with_its_momentum(tmp_path):
+    values = dict(method="on_policy", num_problems=40, rollout_batch_size=2, mini_batch_size=2, warmup_steps=0)
+    moved = {}
+    for coefficient in (0.0, 1e-12):
+        one = make_trainer(tmp_path / str(coefficient), entropy_coef=coefficient, **values)
+        for step in range(2):
+            rows = one.collect(step)
+            for row in rows:
+                row.reward = float(step == 0 and row.index % 2)
+            one.update(first_part(one, rows))
+        moved[coefficient] = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+        one.close()
+    for name, weight in moved[0.0].items():
+        torch.testing.assert_close(weight, moved[1e-12][name], atol=2e-6, rtol=1e-5)
 
 
 def test_several_passes_over_the_rows(tmp_path, short_run):
@@ -167,6 +227,10 @@ def test_several_passes_over_the_rows(tmp_path, short_run):
     assert second["total/trained_tokens"] == 2 * first["total/trained_tokens"]
     assert second["total/generated_tokens"] == first["total/generated_tokens"]
     assert second["old_logp_gap/max"] > 1.5 * first["old_logp_gap/max"]
+    again = train(
+        make_config("mixed", **short_run, num_iterations=2, warmup_steps=0, recompute_old_logp=True), tmp_path / "again"
+    )
+    assert again.metrics()[1]["old_logp_gap/max"] == pytest.approx(second["old_logp_gap/max"], rel=1e-2)
 
 
 def test_truncated_rollouts_without_advantage(tmp_path, short_run):
