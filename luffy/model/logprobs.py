@@ -136,8 +136,12 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies, (M,) float32 each, of the micro-batch's completion tokens.
 
-    For any Hugging Face causal language model that `prepare` has accepted.
+    For any Hugging Face causal language model that `prepare` has accepted. Raises ValueError for one that has not seen
+    it, whose sequences would see each other.
     """
+    head = model.get_output_embeddings()
+    if not isinstance(head, Head):
+        raise ValueError(f"this {type(model).__name__} is not prepared for packed sequences: see prepare")
     trunk = model.base_model(
         input_ids=batch.input_ids,
         position_ids=batch.position_ids,
@@ -146,7 +150,7 @@ def token_logprobs(
         layout=batch.layout,
     )
     hidden = trunk.last_hidden_state[0].index_select(0, batch.predictors)
-    return model.get_output_embeddings()(hidden, batch.targets, temperature=temperature, chunk_size=chunk_size)
+    return head(hidden, batch.targets, temperature=temperature, chunk_size=chunk_size)
 
 
 def prepare(model: PreTrainedModel) -> None:

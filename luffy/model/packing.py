@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .attention import Layout
 
-ITEMS = 8  # a micro-batch is filled with at least so many pieces: small enough to come out about equally full
+ITEMS = 8  # each of several micro-batches is filled with about so many pieces, to come out about equally full
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def pack(
     if any(not len(sequence.prompt_ids) for sequence in sequences):
         raise ValueError("a sequence has an empty prompt: its first completion token has no predictor")
     starts = np.cumsum([0, *(len(sequence.completion_ids) for sequence in sequences)])
-    pieces = _pieces(sequences, micro_batch_tokens // ITEMS)
+    total = sum(_tokens(sequences, [i]) for i in range(len(sequences)))
+    count = -(-total // (micro_batch_tokens * parts)) * parts
+    pieces = _pieces(sequences, total if count == 1 else total // (count * ITEMS))
     weights = [_tokens(sequences, piece) for piece in pieces]
     count = -(-sum(weights) // (micro_batch_tokens * parts)) * parts
     while True:

@@ -238,6 +238,15 @@ def test_model_that_scales_its_logits_is_refused():
         prepare(model)
 
 
+def test_a_model_that_is_not_prepared_is_refused():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=20)
+    (batch,) = pack([TokenSequence([3], [4, 5])], micro_batch_tokens=10)
+    with pytest.raises(ValueError, match="not prepared"):
+        token_logprobs(LlamaForCausalLM(LlamaConfig(**sizes)), batch)
+
+
 def test_a_model_that_loses_the_layout_is_refused(monkeypatch):
     """One whose attention is not told where sequences begin would have them see each other."""
     model = random_model("Qwen2")

@@ -16,7 +16,7 @@ import torch
 from luffy import make_config, resume, tinyworld, train
 from luffy.errors import SamplerError
 from luffy.model.loading import TINY_MODEL, load_model
-from luffy.model.logprobs import token_logprobs
+from luffy.model.logprobs import prepare, token_logprobs
 from luffy.model.packing import TokenSequence, pack
 from luffy.runs import RunDirectory
 from luffy.sampling.local import TransformersSampler
@@ -95,6 +95,7 @@ def pair(request, tmp_path_factory):
     settings.tie_word_embeddings = request.param
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(settings).eval()
+    prepare(model)
     model.save_pretrained(folder)
     sampler = VLLMSampler(options(folder), timeout_s=120)
     yield model, sampler

@@ -26,6 +26,7 @@ PREFIX = dict(
     prefix_strategy="random", prefix_min=0.3, prefix_max=0.8, num_off_policy=2, trace_share=0.8, loss_type="dapo",
     num_iterations=2, beta=0.01,
 )  # fmt: skip
+ALONE = dict(rollout_batch_size=2, mini_batch_size=1, logits_chunk_size=16)
 STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES]
 
@@ -57,8 +58,10 @@ def folder(tmp_path_factory):
     for ranks in (1, 2):
         jobs = [(folder / f"z{z}{'o' * o}-{n}", "luffy", deepspeed(z, o)) for n, z, o in CASES if n == ranks]
         if ranks == 2:
-            one_row = dict(micro_batch_tokens=100_000)  # one micro-batch each
-            jobs += [(folder / f"one-row-z{z}", "luffy", deepspeed(z, False, **one_row)) for z in (2, 3)]
+            jobs += [(folder / f"alone-z{z}", "sft", deepspeed(z, False, **ALONE, gather_all=True)) for z in (2, 3)]
+            chunks = dict(logits_chunk_size=16, micro_batch_tokens=100, gather_all=True)
+            jobs.append((folder / "chunks", "luffy", deepspeed(3, False, **chunks)))
+            jobs.append((folder / "chunks-again", "luffy", deepspeed(3, False, **chunks, gradient_checkpointing=True)))
             jobs.append((folder / "prefix", "luffy", deepspeed(2, False, **PREFIX)))
             two_stages = deepspeed(3, False, steps=2, first_stage_steps=1, sample_steps=1)
             jobs.append((folder / "two-stages", "sft_rl", two_stages))
@@ -85,6 +88,7 @@ def by_torch(tmp_path_factory):
     return {
         "luffy": train(make_config("luffy", **SMALL), folder / "luffy"),
         "sft": train(make_config("sft", **sft), folder / "sft"),
+        "alone": train(make_config("sft", **{**SMALL, **ALONE}), folder / "alone"),
         "prefix": train(make_config("luffy", **SMALL, **PREFIX), folder / "prefix"),
         "bf16": train(make_config("luffy", **SMALL, precision="bfloat16", recompute_old_logp=True), folder / "bf16"),
     }
@@ -102,7 +106,15 @@ def test_same_numbers_as_the_torch_engine(folder, by_torch, ranks, stage, offloa
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_rank_without_micro_batches(folder, by_torch, stage):
-    metrics, weight = differences(by_torch["luffy"], RunDirectory(folder / f"one-row-z{stage}"))
+    """Mini-batches of one sequence, which the second rank has no part of."""
+    metrics, weight = differences(by_torch["alone"], RunDirectory(folder / f"alone-z{stage}"))
+    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+
+
+@pytest.mark.parametrize("name", ["chunks", "chunks-again"])
+def test_chunks_of_logits_whose_number_differs_between_ranks(folder, by_torch, name):
+    """ZeRO 3 gathers the head's weight for every call of the head, which all ranks must make equally often."""
+    metrics, weight = differences(by_torch["luffy"], RunDirectory(folder / name))
     assert max(metrics.values()) < 1e-4 and weight < 2e-5
 
 
