@@ -9,6 +9,8 @@ Sequences with the same prompt that come into one micro-batch share it (attentio
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from .attention import Layout
 
-ITEMS = 8  # each of several micro-batches is filled with about so many pieces, to come out about equally full
+REPEATED = 4  # tokens in attention for each token of a micro-batch, at most
+ITEMS = 8  # a micro-batch is filled with about so many pieces at least, to come out about as full as the others
 
 
 @dataclass(frozen=True)
@@ -54,18 +57,19 @@ def deal(weights: SequenceOf[int], parts: int) -> list[list[int]]:
     """Deals items to `parts` so that the sums of their weights are about equal: the heaviest first, each to the part
     that has least. Returns the indices of each part's items, in the order in which they were dealt."""
     dealt: list[list[int]] = [[] for _ in range(parts)]
-    sums = [0] * parts
+    sums = [(0, part) for part in range(parts)]  # a heap
     for index in sorted(range(len(weights)), key=lambda i: -weights[i]):
-        part = sums.index(min(sums))
+        least, part = sums[0]
         dealt[part].append(index)
-        sums[part] += weights[index]
+        heapq.heapreplace(sums, (least + weights[index], part))
     return dealt
 
 
 def pack(
     sequences: SequenceOf[TokenSequence], *, micro_batch_tokens: int, part: int = 0, parts: int = 1
 ) -> list[MicroBatch]:
-    """Packs sequences into micro-batches of at most `micro_batch_tokens` tokens (one sequence at least).
+    """Packs sequences into micro-batches of at most `micro_batch_tokens` tokens, and four times as many in attention,
+    where a shared prompt is repeated (one sequence at least).
 
     With several `parts` (ranks that compute the mini-batch together) the number of micro-batches is a multiple of
     theirs, all about equally full, and those of `part` are returned: as many as for every other part, the fullest
@@ -77,17 +81,20 @@ def pack(
     if any(not len(sequence.prompt_ids) for sequence in sequences):
         raise ValueError("a sequence has an empty prompt: its first completion token has no predictor")
     starts = np.cumsum([0, *(len(sequence.completion_ids) for sequence in sequences)])
-    total = sum(_tokens(sequences, [i]) for i in range(len(sequences)))
-    count = -(-total // (micro_batch_tokens * parts)) * parts
-    pieces = _pieces(sequences, total if count == 1 else total // (count * ITEMS))
-    weights = [_tokens(sequences, piece) for piece in pieces]
-    count = -(-sum(weights) // (micro_batch_tokens * parts)) * parts
+    families: dict[bytes, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        families.setdefault(np.asarray(sequence.prompt_ids, np.int64).tobytes(), []).append(i)
+    total = sum(_size(sequences, family) for family in families.values())
+    most = (micro_batch_tokens if parts == 1 else min(micro_batch_tokens, total // parts)) // ITEMS
+    pieces = [piece for family in families.values() for piece in _split(sequences, family, most, micro_batch_tokens)]
+    sizes = [_size(sequences, piece) for piece in pieces]
+    count = -(-sum(sizes) // (micro_batch_tokens * parts)) * parts
     while True:
-        bins = deal(weights, count)
-        if all(len(bin_) < 2 or sum(weights[i] for i in bin_) <= micro_batch_tokens for bin_ in bins):
+        bins = deal(sizes, count)
+        if all(len(bin_) < 2 or sum(sizes[i] for i in bin_) <= micro_batch_tokens for bin_ in bins):
             break
-        count += parts
-    bins.sort(key=lambda bin_: -sum(weights[i] for i in bin_))
+        count += -(-count // (20 * parts)) * parts  # a twentieth more, and a multiple of the parts
+    bins.sort(key=lambda bin_: -sum(sizes[i] for i in bin_))
     rows = [[i for piece in bin_ for i in pieces[piece]] for bin_ in bins[part::parts]]
     return [_micro_batch(sequences, row, starts) if row else empty() for row in rows]
 
@@ -99,26 +106,25 @@ def empty() -> MicroBatch:
     return MicroBatch(torch.zeros(1, 2, dtype=torch.long), torch.arange(2)[None], Layout.of([two], 2), none, none, none)
 
 
-def _pieces(sequences: SequenceOf[TokenSequence], most: int) -> list[list[int]]:
-    """The sequences in runs of one prompt, of at most `most` tokens (one sequence at least)."""
-    families: dict[bytes, list[int]] = {}
-    for i, sequence in enumerate(sequences):
-        families.setdefault(np.asarray(sequence.prompt_ids, np.int64).tobytes(), []).append(i)
-    pieces = []
-    for family in families.values():
-        piece: list[int] = []
-        for i in family:
-            if piece and _tokens(sequences, [*piece, i]) > most:
-                pieces.append(piece)
-                piece = []
-            piece.append(i)
-        pieces.append(piece)
-    return pieces
+def _split(sequences: SequenceOf[TokenSequence], family: list[int], most: int, limit: int) -> Iterator[list[int]]:
+    """The completions of one prompt in pieces of a size of at most `most` (one completion at least); where that would
+    have a long prompt computed again for a few tokens, of at most four prompts or the limit."""
+    most = min(limit, max(most, 4 * len(sequences[family[0]].prompt_ids)))
+    piece: list[int] = []
+    for i in family:
+        if piece and _size(sequences, [*piece, i]) > most:
+            yield piece
+            piece = []
+        piece.append(i)
+    yield piece
 
 
-def _tokens(sequences: SequenceOf[TokenSequence], piece: SequenceOf[int]) -> int:
-    """How many tokens completions of one prompt take up."""
-    return len(sequences[piece[0]].prompt_ids) + sum(len(sequences[i].completion_ids) for i in piece)
+def _size(sequences: SequenceOf[TokenSequence], piece: SequenceOf[int]) -> int:
+    """How many tokens the completions of one prompt take up: their own and the prompt's once, or a quarter of those in
+    attention, where each has the prompt in front of it."""
+    prompt = len(sequences[piece[0]].prompt_ids)
+    own = sum(len(sequences[i].completion_ids) for i in piece)
+    return max(prompt + own, -(-(len(piece) * prompt + own) // REPEATED))
 
 
 def _micro_batch(sequences: SequenceOf[TokenSequence], row: list[int], starts: np.ndarray) -> MicroBatch:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from ..config import Config
 from ..errors import ConfigError
 from ..model.loading import load_settings
+from ..model.packing import REPEATED
 
 MFU = 0.4  # of training; what well-tuned dense models reach
 BANDWIDTH = 0.6  # share of the memory bandwidth that decoding reaches
@@ -192,10 +193,10 @@ def _memory(config: Config, shape: Shape, ranks: int, capacity: int, window: int
     tokens = min(tokens, update.mini_batch_size * sampling.num_generations * window)
     width = 2 if half else 4
     queries = shape.heads * shape.head_dim
-    # of queries, keys and values also the copies that stand sequence by sequence, and the attention's result
-    inside = (
-        tokens * width * (6 * shape.hidden + 6 * queries + 6 * shape.kv_heads * shape.head_dim + 4 * shape.intermediate)
-    )
+    keys = shape.kv_heads * shape.head_dim
+    # queries, keys, values and the attention's result also sequence by sequence, where shared prompts are repeated
+    repeated = REPEATED * (2 * queries + 2 * keys)
+    inside = tokens * width * (6 * shape.hidden + 4 * queries + 4 * keys + repeated + 4 * shape.intermediate)
     inputs = tokens * shape.hidden * width
     activations = shape.layers * inputs + inside if engine.gradient_checkpointing else shape.layers * (inputs + inside)
     logits = (8 if width == 4 else 10) * min(update.logits_chunk_size, tokens) * shape.vocabulary

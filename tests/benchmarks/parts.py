@@ -145,7 +145,9 @@ def padded_step(trainer: Trainer, rows: Sequence[Row]) -> None:
         both = torch.from_numpy(np.concatenate([row.prompt_ids, row.token_ids]))
         ids[i, : len(both)], mask[i, : len(both)], label[i, len(row.prompt_ids) : len(both)] = both, 1, 1
     ids, mask, label = (tensor.to(trainer.model.device) for tensor in (ids, mask, label))
-    logits = trainer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    half = trainer.config.engine.precision == "bfloat16"
+    with torch.autocast(trainer.model.device.type, torch.bfloat16, enabled=half):
+        logits = trainer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
     logp_all = logits.float().log_softmax(-1)
     logp = logp_all.gather(-1, ids[:, 1:, None]).squeeze(-1)
     entropy = -(logp_all.exp() * logp_all).sum(-1)
@@ -159,15 +161,17 @@ def padded_step(trainer: Trainer, rows: Sequence[Row]) -> None:
 def _products(trainer: Trainer, tokens: Sequence[int], *, backward: bool = False) -> float:
     """The linear layers of the trunk applied to so many tokens, one count after another; with `backward` the products
     for both gradients as well. Returns how many tokens that were."""
+    half = backward and trainer.config.engine.precision == "bfloat16"  # the sampler is in the weights' precision
     with torch.no_grad():
         for count in tokens:
             for layer in trainer.model.base_model.modules():
                 if not isinstance(layer, torch.nn.Linear):
                     continue
-                states = torch.ones(count, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device)
-                output = states @ layer.weight.T
+                weight = layer.weight.to(torch.bfloat16) if half else layer.weight
+                states = torch.ones(count, layer.in_features, dtype=weight.dtype, device=weight.device)
+                output = states @ weight.T
                 if backward:
-                    output @ layer.weight, output.T @ states
+                    output @ weight, output.T @ states
     return float(sum(tokens))
 
 
@@ -187,7 +191,8 @@ def step(trainer: Trainer, rounds: int = ROUNDS) -> Iterator[float]:
 
 
 def head(device: str = "cpu") -> list[Line]:
-    """Peak memory of forward and backward through a head of 151,936 words, in chunks and whole."""
+    """Peak memory of forward and backward through a head of 151,936 words, in chunks and whole, beside the gradient of
+    its weight."""
     device = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
     states, vocabulary = 2048, 151_936
     lines = []
@@ -200,7 +205,8 @@ def head(device: str = "cpu") -> list[Line]:
             logp, entropy = head_logprobs(hidden, weight, targets, chunk_size=chunk)
             (logp.sum() + entropy.sum()).backward()
 
-        used, logits = (peak_mb if device == "cpu" else _gpu_peak_mb)(work), chunk * vocabulary * 4 / 2**20
+        peak = (peak_mb if device == "cpu" else _gpu_peak_mb)(work)
+        used, logits = peak - weight.nbytes / 2**20, chunk * vocabulary * 4 / 2**20
         name = f"head, {states} states, chunks of {chunk}"
         lines.append(Line("head", name, used, "MB", used / logits, "a chunk of logits"))
     return lines

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,27 @@ def test_sharing_a_prompt_saves_its_tokens_and_long_families_are_split():
     assert batch.input_ids.numel() == 10 + 8 * 5
     halves = pack(group, micro_batch_tokens=35)
     assert len(halves) > 1 and sum(len(half.targets) for half in halves) == 40
+    # ranks that go forward together: many groups with long prompts and short answers stay whole
+    many = [TokenSequence([3 + g] * 40, [4] * 5) for g in range(16) for _ in range(8)]
+    shares = [pack(many, micro_batch_tokens=1000, part=part, parts=2) for part in range(2)]
+    assert [[batch.input_ids.numel() for batch in share] for share in shares] == [[640], [640]]
+
+
+def test_a_long_prompt_is_not_repeated_without_end():
+    """64 short answers behind one prompt of 200 tokens: few tokens, of which attention would make 13,000."""
+    sequences = [TokenSequence([3] * 200, [4 + i % 7] * 5) for i in range(64)]
+    batches = pack(sequences, micro_batch_tokens=1000)
+    assert 3 <= len(batches) <= 6
+    for batch in batches:
+        assert batch.input_ids.numel() <= 1000 and len(batch.layout.expand) <= 4 * 1000 * 1.05  # rounding to eights
+
+
+def test_many_sequences_of_more_than_half_a_micro_batch_are_packed_at_once():
+    """No two of them fit together, which the number of micro-batches has to grow towards."""
+    sequences = [TokenSequence([3], [4] * (60 + i % 30)) for i in range(600)]
+    started = time.perf_counter()
+    batches = pack(sequences, micro_batch_tokens=100, parts=8)
+    assert len(batches) == 75 and time.perf_counter() - started < 20
 
 
 def test_empty_prompt_is_refused():

@@ -1,7 +1,7 @@
 """Trains several configurations one after the other in the ranks that a launcher has started (tests/test_deepspeed.py).
 
-`python ranks_worker.py JOBS.json`: a list of [run directory, method, fields]. The field "gather_all" is for this script:
-ZeRO 3 then shards parameters of every size, as it does those of large models.
+`python ranks_worker.py JOBS.json`: a list of [run directory, method, fields]. The field "gather_all" is for this
+script: ZeRO 3 then shards parameters of every size, as it does those of large models.
 """
 
 import json

@@ -154,7 +154,8 @@ def test_gpu_script_on_a_cpu():
     """tests/gpu/throughput.py at its smallest size: it runs, and its numbers are numbers."""
     pytest.importorskip("deepspeed")
     script = ROOT / "tests" / "gpu" / "throughput.py"
-    flags = ["--size", "test", "--device", "cpu", "--updates", "1", "--rows", "1", "--engine", "deepspeed"]
+    flags = ["--size", "test", "--device", "cpu", "--updates", "1", "--micro-batches", "1"]
+    flags += ["--engine", "deepspeed"]
     done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
