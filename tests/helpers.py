@@ -25,8 +25,8 @@ def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, see
     torch.manual_seed(seed)
     config = getattr(transformers, f"{architecture}Config")(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, vocab_size=vocab_size, max_position_embeddings=256, tie_word_embeddings=tied,
-        initializer_range=0.2, pad_token_id=0, eos_token_id=1, bos_token_id=None, **{"sliding_window": None, **values},
+        vocab_size=vocab_size, tie_word_embeddings=tied, initializer_range=0.2, pad_token_id=0, eos_token_id=1,
+        bos_token_id=None, **{"head_dim": 8, "max_position_embeddings": 256, "sliding_window": None, **values},
     )  # fmt: skip
     model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
     prepare(model)

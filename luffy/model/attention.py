@@ -88,9 +88,21 @@ def packed_attention(
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    q, k, v = (states[0].transpose(0, 1).index_select(0, layout.expand) for states in (query, key, value))
-    attend = _varlen if query.is_cuda and query.dtype != torch.float32 else _by_length
+    device = query.device.type
+    # rotary embedding leaves queries and keys in float32 where autocast is on, values not
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    q, k, v = (states[0].transpose(0, 1).to(dtype).index_select(0, layout.expand) for states in (query, key, value))
+    attend = _varlen if _flash_takes(q, v) else _by_length
     return attend(q, k, v, layout, scaling).index_select(0, layout.keep)[None], None
+
+
+def _flash_takes(query: Tensor, value: Tensor) -> bool:
+    """Whether the sequences can go through flash attention: on a GPU from 2020 on, in half precision, in heads of one
+    size that is a multiple of eight and at most 256."""
+    size = query.shape[-1]
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    return size == value.shape[-1] <= 256 and size % 8 == 0 and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:

@@ -92,13 +92,13 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(path, config=settings, dtype=dtype, attn_implementation="sdpa")
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
+    torch.nn.Module.to(model, pick_device(device))
     try:
         prepare(model)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    torch.nn.Module.to(model, pick_device(device))
     return model
 
 

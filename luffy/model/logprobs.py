@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from . import attention
 from .packing import TokenSequence, pack
@@ -107,10 +108,12 @@ class _HeadLogprobs(torch.autograd.Function):
             slope = slope.div_(ctx.temperature).to(ctx.dtype)
             if d_hidden is not None:
                 d_hidden[at] = slope @ weight.to(ctx.dtype)
-            if d_weight is not None and ctx.dtype == torch.float32:
-                d_weight.addmm_(slope.T, hidden[at].float())
-            elif d_weight is not None:
-                d_weight += slope.T @ hidden[at].to(ctx.dtype)
+            if d_weight is not None:
+                states = hidden[at].to(ctx.dtype)
+                if ctx.dtype == torch.float32:
+                    d_weight.addmm_(slope.T, states)  # without a product beside it
+                else:
+                    d_weight += slope.T @ states
             if d_bias is not None:
                 d_bias += slope.sum(0)
             del slope
@@ -125,9 +128,7 @@ def _slices(length: int, chunk: int) -> list[slice]:
 
 def _logits(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(c, V) float32, by the temperature."""
-    logits = states.to(ctx.dtype) @ weight.to(ctx.dtype).T
-    if bias is not None:
-        logits += bias.to(ctx.dtype)
+    logits = linear(states.to(ctx.dtype), weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype))
     return logits.float().div_(ctx.temperature)
 
 
@@ -156,24 +157,36 @@ def token_logprobs(
 def prepare(model: PreTrainedModel) -> None:
     """Gives a model packed attention and a head that can be asked for log-probs; it stays what it is to all others.
 
-    Raises ValueError unless `token_logprobs` then equals what the model says of single sequences. That is not so for
-    models that cap or scale their logits, or that look at a part of a sequence only.
+    Raises ValueError, and leaves the model as it was, unless `token_logprobs` then says of packed sequences what the
+    model says of each alone. That is not so for models that cap or scale their logits, that look at a part of a
+    sequence only, whose rotary embedding depends on what else is in a row, or that do not hand keywords to attention.
     """
+    name, head = type(model).__name__, model.get_output_embeddings()
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(model.config, "sliding_window", None):
-        raise ValueError(f"{type(model).__name__} has attention that is not full (sliding windows, linear layers)")
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise ValueError(f"{type(model).__name__} has no linear layer as its output")
-    head.__class__ = Head
-    model.config._attn_implementation = attention.NAME
-    check_model(model)
+        raise ValueError(f"{name} has attention that is not full (sliding windows, linear layers)")
+    if rope_type(model) == "longrope":
+        raise ValueError(f"{name} has a rotary embedding (longrope) that depends on the longest sequence of a row")
+    if type(head) not in (nn.Linear, Head):
+        raise ValueError(f"{name} has no plain linear layer as its output")
+    before = type(head), model.config._attn_implementation
+    head.__class__, model.config._attn_implementation = Head, attention.NAME
+    try:
+        check_model(model)
+    except Exception:
+        head.__class__, model.config._attn_implementation = before
+        raise
+
+
+def rope_type(model: PreTrainedModel) -> str:
+    """The kind of a model's rotary embedding, by transformers' name."""
+    return (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
 def check_model(model: PreTrainedModel) -> None:
     """Raises ValueError unless the model's logits are its output head on its trunk's last hidden state, and packed
-    sequences have the log-probs that it gives them one at a time."""
+    sequences have the log-probs that it gives them one at a time, whatever stands beside them."""
     name, words = type(model).__name__, np.arange(6) % model.config.vocab_size
     sequences = [TokenSequence(words[:2], words[2:]), TokenSequence(words[:2], words[:2])]
     expected = []
@@ -187,9 +200,20 @@ def check_model(model: PreTrainedModel) -> None:
             raise ValueError(f"{name} transforms its logits after the head, which is not supported")
         first = len(sequence.prompt_ids)
         expected.append(logits[0, first - 1 : -1].log_softmax(-1).gather(-1, ids[first:, None]).squeeze(-1))
+    found = _packed_logprobs(model, sequences)
+    beside = TokenSequence(words[:2], words[2:][::-1].copy())
+    other = _packed_logprobs(model, [beside, sequences[1]])
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.2  # other kernels round otherwise
+    same = torch.equal(found[-2:], other[-2:])  # in any precision
+    if not same or not torch.allclose(found, torch.cat(expected), atol=tolerance, rtol=tolerance):
+        raise ValueError(f"{name} does not keep packed sequences apart")
+
+
+def _packed_logprobs(model: PreTrainedModel, sequences: list[TokenSequence]) -> Tensor:
     (batch,) = pack(sequences, micro_batch_tokens=100)
     found = torch.empty(len(batch.targets), device=model.device)
-    found[batch.token_index] = token_logprobs(model, batch.to(model.device))[0]
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.2  # other kernels round otherwise
-    if not torch.allclose(found, torch.cat(expected), atol=tolerance, rtol=tolerance):
-        raise ValueError(f"{name} does not hand its attention what keeps packed sequences apart")
+    try:
+        found[batch.token_index.to(model.device)] = token_logprobs(model, batch.to(model.device))[0]
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{type(model).__name__} does not take packed sequences: {error}") from error
+    return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SamplerError
+from ..model.logprobs import Head
 from .decoder import make_decoder
 from .protocol import Rollout, SamplingParams, SamplingRequest
 
@@ -25,10 +26,12 @@ class TransformersSampler:
 
     The batch shares one prefill per distinct prompt, and rows that have finished are dropped. `max_rows` bounds how
     many completions are in the cache at once. The model, one that `prepare` (model/logprobs.py) has accepted, is used
-    in the weights it has at the time of the call.
+    in the weights it has at the time of the call. Raises ValueError for another.
     """
 
     def __init__(self, model: PreTrainedModel, *, eos_ids: Sequence[int], pad_id: int, max_rows: int = 512) -> None:
+        if not isinstance(model.get_output_embeddings(), Head):
+            raise ValueError(f"this {type(model).__name__} is not prepared for sampling: see model.logprobs.prepare")
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.pad_id = pad_id
@@ -70,6 +73,7 @@ class TransformersSampler:
         uniforms = torch.from_numpy(np.stack([_uniforms(request, params, longest) for request in requests])).to(device)
         hidden, layers, visible, positions = self._prefill(prompts)
         decoder = make_decoder(self.model, layers, visible, longest)
+        del layers  # the decoder has copies with room for more
         tokens = torch.empty(len(requests), longest, dtype=torch.long, device=device)
         logprobs = torch.empty(len(requests), longest, device=device)
         rows = list(range(len(requests)))  # the request of each of the decoder's rows

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +93,13 @@ class _Check:
     key: bytes
     line: bytes
     verdict: Future[float] = field(default_factory=Future)
+
+
+def _give_up(checks: Iterable[_Check]) -> None:
+    """Tells whoever waits for these verdicts that there will be none."""
+    for check in checks:
+        if not check.verdict.cancel():  # a worker has had it
+            check.verdict.set_exception(RuntimeError("the verifier was closed"))
 
 
 class _Worker:
@@ -208,8 +215,7 @@ class Verifier:
         """Ends the worker processes; checks still waiting are dropped."""
         with self._lock:
             self._closed = True
-            for check in self._waiting:
-                check.verdict.cancel()
+            _give_up(self._waiting)
             self._waiting.clear()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
@@ -242,7 +248,7 @@ class Verifier:
         key = hashlib.sha256(f"{answer}\0{text}".encode(errors="replace")).digest()
         with self._lock:
             known = self._cache.get(key)
-            if known is not None:
+            if known is not None and not known.cancelled():
                 self._cache.move_to_end(key)
                 self.counts["cached"] += 1
                 return known
@@ -276,29 +282,39 @@ class Verifier:
                         self._settle(next(left), reply)
                         if self._closed:
                             break
-                except Exception as error:  # the worker does not start: whoever waits for a verdict is told
+                except Exception as error:  # the worker does not start, say: whoever waits for a verdict is told
+                    worker.kill()  # with whatever it has answered that nobody has read
                     for check in left:
+                        with self._lock:
+                            self._cache.pop(check.key, None)
                         check.verdict.set_exception(error)
                 with self._lock:
                     rest = list(left)  # what a killed worker was sent besides
-                    if self._closed:
-                        for check in rest:
-                            check.verdict.cancel()
-                    else:
+                    if not self._closed:
                         self._waiting.extendleft(reversed(rest))
+                if self._closed:
+                    _give_up(rest)
         finally:
             self._idle.put(worker)
 
     def _next(self) -> list[_Check]:
         """Some of what is waiting: at most a fair share of it. Empty: the caller is to stop."""
         with self._lock:
-            share = min(BATCH_CHECKS, -(-len(self._waiting) // len(self._workers)))
+            # half of a fair share: what stands behind a slow check must not wait for it while another worker is idle
+            share = min(BATCH_CHECKS, -(-len(self._waiting) // (2 * len(self._workers))))
             batch: list[_Check] = []
             size = 0
-            while len(batch) < share and (not batch or size + len(self._waiting[0].line) <= BATCH_BYTES):
-                batch.append(self._waiting.popleft())
-                size += len(batch[-1].line)
-            self._busy -= not batch
+            while (
+                self._waiting and len(batch) < share and (not batch or size + len(self._waiting[0].line) <= BATCH_BYTES)
+            ):
+                check = self._waiting.popleft()
+                if check.verdict.running() or check.verdict.set_running_or_notify_cancel():
+                    batch.append(check)
+                    size += len(check.line)
+                else:  # cancelled: nobody wants to know any more
+                    self._cache.pop(check.key, None)
+            if not batch:
+                self._busy -= 1
             return batch
 
     def _settle(self, check: _Check, reply: str) -> None:

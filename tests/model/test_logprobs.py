@@ -269,15 +269,27 @@ def test_a_model_that_is_not_prepared_is_refused():
         token_logprobs(LlamaForCausalLM(LlamaConfig(**sizes)), batch)
 
 
-def test_a_model_that_loses_the_layout_is_refused(monkeypatch):
-    """One whose attention is not told where sequences begin would have them see each other."""
-    model = random_model("Qwen2")
-    register = attention.AttentionInterface.register
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_loses_the_layout_is_refused(monkeypatch, dtype):
+    """One whose attention is not told where sequences begin would have them see each other. It stays as it was."""
+    model = random_model("Qwen2").to(dtype)
+    prepare(model)
     plain = attention.sdpa_attention_forward
-    register("forgetful", lambda *states, layout=None, **kwargs: plain(*states[:4], None, **kwargs))
+    attention.AttentionInterface.register(
+        "forgetful", lambda *states, layout=None, **kwargs: plain(*states[:4], None, **kwargs)
+    )
+    model.get_output_embeddings().__class__ = torch.nn.Linear
     monkeypatch.setattr(attention, "NAME", "forgetful")
-    with pytest.raises(ValueError, match="keeps packed sequences apart"):
+    with pytest.raises(ValueError, match="keep packed sequences apart"):
         prepare(model)
+    assert type(model.get_output_embeddings()) is torch.nn.Linear
+    assert model.config._attn_implementation == "luffy_packed"
+
+
+def test_a_rotary_embedding_that_depends_on_the_row_is_refused():
+    factors = dict(short_factor=[1.0] * 4, long_factor=[4.0] * 4, original_max_position_embeddings=16)
+    with pytest.raises(ValueError, match="longrope"):
+        random_model("Llama", rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors})
 
 
 @pytest.mark.parametrize("architecture", ["Qwen2", "Mistral"])

@@ -123,6 +123,40 @@ def test_fused_steps_equal_the_models_own(architecture, monkeypatch):
     assert len({len(rollout.token_ids) for rollout in fused}) > 1
 
 
+ROPES = [
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 2.0},
+    {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+def test_fused_steps_rotate_as_the_model_does(rope, monkeypatch):
+    """Heads of another size than the hidden states give, positions up to the model's last."""
+    parameters = {"rope_theta": 1e4, "original_max_position_embeddings": 16, **rope}
+    model = random_model("Llama", head_dim=12, max_position_embeddings=32, rope_parameters=parameters)
+    fused = sample(model, requests(), max_new_tokens=26)
+    monkeypatch.setattr(decoder, "LIKE_LLAMA", frozenset())
+    assert [ids(r) for r in fused] == [ids(r) for r in sample(model, requests(), max_new_tokens=26)]
+
+
+def test_half_precision_samples_what_the_trainer_says():
+    model = random_model("Qwen2").bfloat16()
+    rollouts = sample(model, requests())
+    sampled = torch.tensor([p for o in rollouts for p in o.logprobs])
+    gap = (sampled - trained(model, requests(), rollouts)).abs()
+    assert gap.mean() < 0.05 and gap.max() < 0.6
+
+
+def test_a_model_that_is_not_prepared_is_refused():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=20)
+    with pytest.raises(ValueError, match="not prepared"):
+        TransformersSampler(LlamaForCausalLM(LlamaConfig(**sizes)), eos_ids=[1], pad_id=0)
+
+
 def test_fused_steps_add_every_bias(monkeypatch):
     model = random_model("Llama", attention_bias=True, mlp_bias=True)
     with torch.no_grad():

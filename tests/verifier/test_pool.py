@@ -137,6 +137,33 @@ def test_closing_ends_what_is_waiting():
     assert any(verdict.cancelled() for verdict in verdicts)
 
 
+def test_cancelled_checks_cost_the_others_nothing():
+    with Verifier(workers=1) as verifier:
+        verdicts = [verifier.submit(boxed(i + 0.5 + (i % 3 == 2)), f"{2 * i + 1}/2") for i in range(60)]
+        cancelled = {i for i in range(0, 60, 7) if verdicts[i].cancel()}
+        assert cancelled
+        for i in set(range(60)) - cancelled:
+            assert verdicts[i].result() == (i % 3 != 2), i
+        assert verifier.score([boxed("7.5")], ["15/2"]) == [1.0]  # one of the cancelled, now to be known
+
+
+def test_a_worker_that_does_not_start_is_tried_again(monkeypatch):
+    with Verifier(workers=1) as verifier:
+        start = type(verifier._workers[0])._start
+
+        def fail(worker):
+            raise RuntimeError("no")
+
+        monkeypatch.setattr(
+            type(verifier._workers[0]), "_start", lambda self: (_ for _ in ()).throw(RuntimeError("no"))
+        )
+        for verdict in [verifier.submit(boxed(i + 0.5), f"{2 * i + 1}/2") for i in range(20)]:
+            with pytest.raises(RuntimeError, match="no"):
+                verdict.result()
+        monkeypatch.setattr(type(verifier._workers[0]), "_start", start)
+        assert verifier.score([boxed(i + 0.5) for i in range(20)], [f"{2 * i + 1}/2" for i in range(20)]) == [1.0] * 20
+
+
 @pytest.mark.parametrize("gold", ["12", "-7", "0", "007", "12.0", "1,200", "x", "", "-0", "--7"])
 def test_integers_are_compared_as_a_worker_would(gold):
     for given in ("12", " 12 ", "-7", "7", "0", "-0", "007", "1200", "+12", "12.0", "12 ", ""):
