@@ -6,8 +6,9 @@ Memory per GPU, in bytes; P parameters, R ranks:
     gradients    4 P; / R from ZeRO-2 on
     optimiser    8 P of moments, and 4 P of master weights with deepspeed; / R, none on the GPU if offloaded
     activations  of one micro-batch; with gradient checkpointing each layer's input and one layer's inside
-    logits       three copies in float32 of one chunk x vocabulary
-    sampler      vLLM's share of the GPU; of the transformers sampler the cache (and a copy of the weights under ZeRO-3)
+    logits       two copies in float32 of one chunk x vocabulary, and the gradient of the head's weight in float32
+    sampler      vLLM's share of the GPU; of the transformers sampler the cache and copies of two thirds of the weights
+                 (of all of them besides under ZeRO-3)
 
 The sampler and the activations are not there at the same time: vLLM sleeps during the update. Time counts operations
 (training 6 per parameter and token, 8 with checkpointing, 2 for each forward pass) at the share MFU of the GPU's peak,
@@ -199,7 +200,9 @@ def _memory(config: Config, shape: Shape, ranks: int, capacity: int, window: int
     inside = tokens * width * (6 * shape.hidden + 4 * queries + 4 * keys + repeated + 4 * shape.intermediate)
     inputs = tokens * shape.hidden * width
     activations = shape.layers * inputs + inside if engine.gradient_checkpointing else shape.layers * (inputs + inside)
+    # two chunks in float32 and one in half precision; the gradient of the head's weight, summed in float32
     logits = (8 if width == 4 else 10) * min(update.logits_chunk_size, tokens) * shape.vocabulary
+    logits += (4 if width == 4 else 6) * shape.hidden * shape.vocabulary
     if sampling.sampler == "vllm":
         cache = sampling.vllm_cache_mb << 20
         share = (
@@ -208,7 +211,9 @@ def _memory(config: Config, shape: Shape, ranks: int, capacity: int, window: int
         sampler = share if config.method.samples and not sampling.vllm_servers else 0
     else:
         rows = min(sampling.sampler_rows, sampling.rollout_batch_size * sampling.num_generations // ranks)
-        sampler = rows * window * shape.cache_per_token * (2 if sharded and half else 4) if config.method.samples else 0
+        # the decoder has copies of the weights of joined projections: about two thirds of a layer's
+        cached = rows * window * shape.cache_per_token + 2 * shape.parameters // 3
+        sampler = cached * (2 if sharded and half else 4) if config.method.samples else 0
         if sharded and engine.zero_stage == 3:
             sampler += (2 if half else 4) * parameters
     memory = {
@@ -231,14 +236,13 @@ def _seconds(config: Config, shape: Shape, ranks: int, capacity: int, gpu: str, 
     tokens = rows * (length + config.data.max_prompt_length // 4) / ranks
     forward = 2 * shape.parameters * tokens / (MFU * flops)
     update = forward * (4 if engine.gradient_checkpointing else 3)
-    own = forward * method.sampled_rows(sampling.num_generations) / sampling.num_generations if method.samples else 0.0
-    later = (
-        1 - config.update.mini_batch_size / sampling.rollout_batch_size
-    )  # the first mini-batch's come with its update
+    own = method.sampled_rows(sampling.num_generations) / sampling.num_generations if method.samples else 0.0
+    # those of a step's first mini-batch come with its update
+    later = 1 - config.update.mini_batch_size / sampling.rollout_batch_size
     seconds = {
         "sample": 0.0,
-        "old log-probs": own * later if config.update.recompute_old_logp else 0.0,
-        "reference": own if method.beta else 0.0,
+        "old log-probs": forward * own * later if config.update.recompute_old_logp else 0.0,
+        "reference": forward * own if method.beta else 0.0,
         "update": update * config.update.num_iterations,
     }
     here = sampling.rollout_batch_size * method.sampled_rows(sampling.num_generations) / ranks

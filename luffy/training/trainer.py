@@ -217,8 +217,9 @@ class Trainer:
         return parts
 
     def update(self, part: MiniBatch, *, fresh: bool = True) -> dict[str, float]:
-        """One optimiser step. fresh: the policy is still the one that has sampled the rows, so that its log-probs must
-        be the sampler's. Raises SamplerError if they are not; the weights are then as they were."""
+        """One optimiser step. fresh: the policy is still the one that has sampled the rows, so that its log-probs are
+        the old ones (recompute_old_logp takes them from here) and must be the sampler's. Raises SamplerError if they
+        are not; the weights are then as they were."""
         config = self.config
         metrics = Metrics(self.model.device)
         recompute, cap = config.update.recompute_old_logp and fresh, config.sampling.vllm_importance_sampling_cap

@@ -100,6 +100,8 @@ def before_and_after(other: Path, wanted: Sequence[str], turns: int = 3, here: P
             done = subprocess.run(
                 [sys.executable, str(script), *wanted], capture_output=True, text=True, env=env, cwd=root
             )
+            if done.returncode:
+                raise RuntimeError(f"{script} ended in an error:\n{done.stderr[-2000:]}")
             for text in done.stdout.splitlines():
                 match = _PRINTED.match(text)
                 if match:

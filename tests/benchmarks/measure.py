@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 ROUNDS = 7
 
 
@@ -42,10 +44,18 @@ def in_turns(candidates: Mapping[str, Callable[[], float]], rounds: int = ROUNDS
     names, rates = list(candidates), {name: [0.0] * rounds for name in candidates}
     for number in range(rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            synchronize()
             started = time.perf_counter()
             done = candidates[name]()
+            synchronize()
             rates[name][number] = done / (time.perf_counter() - started)
     return rates
+
+
+def synchronize() -> None:
+    """Waits for a GPU, which works on after a call has returned."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def compared(part: str, rates: Mapping[str, list[float]], unit: str, to: str) -> list[Line]:

@@ -1,7 +1,7 @@
 """The parts of a step and their rivals: sampler, update, whole step, head, verifier.
 
-The floor of a part is the time of its matrix products alone, in their shapes, on the same machine in the same round:
-what no arrangement of the same computation can fall below.
+The floor of a part is the time of its matrix products alone, joined where layers have the same input, on the same
+machine in the same round: what no arrangement of the same products can fall below.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ def sampler(trainer: Trainer, rounds: int = ROUNDS) -> list[Line]:
         ours = TransformersSampler(trainer.model, eos_ids=trainer.ends, pad_id=trainer.tokenizer.pad_token_id)
         lengths = [len(rollout.token_ids) for _, rollout in ours.sample(requests, SamplingParams(WINDOW))]
         running = [sum(length > t for length in lengths) for t in range(max(lengths))]
+        products = Products(trainer)
         candidates: dict[str, Callable[[], float]] = {
             f"model.generate, {len(requests)} rows": lambda prompts=prompts: _generate(trainer, prompts),
             f"TransformersSampler, {len(requests)} rows": lambda requests=requests, ours=ours: _tokens(ours, requests),
-            f"products alone, {len(requests)} rows": lambda running=running: _products(trainer, running),
+            f"products alone, {len(requests)} rows": lambda running=running, products=products: products(running),
         }
         if importlib.util.find_spec("vllm") is not None and trainer.model.device.type == "cpu":
             candidates[f"vLLM's CPU build, {len(requests)} rows"] = lambda requests=requests: _tokens(
@@ -115,12 +116,13 @@ def update(trainer: Trainer, rounds: int = ROUNDS) -> list[Line]:
     part = mini_batch(trainer, rows)
     shared = sum(batch.input_ids.numel() for batch in part.micro_batches)
     padded = f"padded full-logits update, {len(rows)} rows"
+    products = Products(trainer, backward=True)
     rates = in_turns(
         {
             padded: lambda: tokens if padded_step(trainer, rows) is None else 0.0,
             f"Trainer.update, {len(rows)} rows": lambda: tokens if update_step(trainer, rows) else 0.0,
-            "products alone, every token": lambda: tokens * (_products(trainer, [every], backward=True) / every),
-            "products alone, prompts once": lambda: tokens * (_products(trainer, [shared], backward=True) / shared),
+            "products alone, every token": lambda: tokens * products([every]) / every,
+            "products alone, prompts once": lambda: tokens * products([shared]) / shared,
         },
         rounds,
     )
@@ -158,21 +160,32 @@ def padded_step(trainer: Trainer, rows: Sequence[Row]) -> None:
     trainer.engine.step()
 
 
-def _products(trainer: Trainer, tokens: Sequence[int], *, backward: bool = False) -> float:
-    """The linear layers of the trunk applied to so many tokens, one count after another; with `backward` the products
-    for both gradients as well. Returns how many tokens that were."""
-    half = backward and trainer.config.engine.precision == "bfloat16"  # the sampler is in the weights' precision
-    with torch.no_grad():
+class Products:
+    """The linear layers of the trunk, as matrices. Called with numbers of tokens it applies them to so many, one number
+    after another, with `backward` also for both gradients, and returns how many tokens that were."""
+
+    def __init__(self, trainer: Trainer, *, backward: bool = False) -> None:
+        half = backward and trainer.config.engine.precision == "bfloat16"  # the sampler is in the weights' precision
+        self.backward, self.matrices = backward, []
+        for layer in trainer.model.base_model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            qkv = torch.cat([part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)])
+            gates = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+            for matrix in (qkv, attention.o_proj.weight, gates, mlp.down_proj.weight):
+                self.matrices.append((matrix.bfloat16() if half else matrix).detach().clone())
+        self.states: dict[tuple[int, int], torch.Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, tokens: Sequence[int]) -> float:
         for count in tokens:
-            for layer in trainer.model.base_model.modules():
-                if not isinstance(layer, torch.nn.Linear):
-                    continue
-                weight = layer.weight.to(torch.bfloat16) if half else layer.weight
-                states = torch.ones(count, layer.in_features, dtype=weight.dtype, device=weight.device)
-                output = states @ weight.T
-                if backward:
-                    output @ weight, output.T @ states
-    return float(sum(tokens))
+            for matrix in self.matrices:
+                shape = count, matrix.shape[1]
+                if shape not in self.states:
+                    self.states[shape] = torch.ones(shape, dtype=matrix.dtype, device=matrix.device)
+                output = self.states[shape] @ matrix.T
+                if self.backward:
+                    output @ matrix, output.T @ self.states[shape]
+        return float(sum(tokens))
 
 
 # --- the whole step --------------------------------------------------------------------------------------------------

@@ -45,9 +45,15 @@ def test_ratios_are_medians_of_rounds():
 
 
 def test_lines_of_another_version_are_found(tmp_path):
-    folder = tmp_path / "tests" / "benchmarks"
-    folder.mkdir(parents=True)
-    printed = ["one thread   ratio", str(Line("step", "Trainer.update, 128 rows", 1234.0, "tokens/s", 2.0, "x"))]
-    (folder / "bench.py").write_text("\n".join(f"print({text!r})" for text in printed))
-    (line,) = bench.before_and_after(tmp_path, [], turns=1, here=tmp_path / "tests" / "..")
-    assert line.name == "Trainer.update, 128 rows" and line.ratio == 1.0
+    for version, rate, took in (("old", 1000.0, 30.0), ("new", 3000.0, 20.0)):
+        folder = tmp_path / version / "tests" / "benchmarks"
+        folder.mkdir(parents=True)
+        lines = [Line("u", "Trainer.update, 128 rows", rate, "tokens/s", 2.0, "x"), Line("s", "a step", took, "ms")]
+        lines += [Line("s", f"only {version}", 1.0, "ms")]
+        (folder / "bench.py").write_text("\n".join(f"print({str(line)!r})" for line in ["one thread", *lines]))
+    update, step = bench.before_and_after(tmp_path / "old", [], turns=2, here=tmp_path / "new")
+    assert (update.name, update.value, update.ratio) == ("Trainer.update, 128 rows", 3000.0, 3.0)
+    assert (step.value, step.ratio) == (20.0, 1.5)
+    (tmp_path / "old" / "tests" / "benchmarks" / "bench.py").write_text("raise SystemExit('broken')")
+    with pytest.raises(RuntimeError, match="broken"):
+        list(bench.before_and_after(tmp_path / "old", [], turns=1, here=tmp_path / "new"))

@@ -133,6 +133,7 @@ def measure(known: argparse.Namespace, config: Config, shape: Shape, model: PreT
             seconds.append(time.perf_counter() - started)
         elif on_gpu:
             torch.cuda.reset_peak_memory_stats()
+    computed = sum(batch.input_ids.numel() for batch in batches) / total  # the prompts of a group once
     rate = total / (sum(seconds) / len(seconds))
     # 6 operations per parameter and token, and the attention's: 12 x layers x heads x head_dim x mean length / 2
     operations = 6 * shape.parameters + 6 * shape.layers * shape.heads * shape.head_dim * sequence
@@ -146,9 +147,9 @@ def measure(known: argparse.Namespace, config: Config, shape: Shape, model: PreT
                 "engine": known.engine,
                 "liger": known.liger,
                 "micro_batch_tokens": config.update.micro_batch_tokens,
-                "tokens_computed": sum(batch.input_ids.numel() for batch in batches) / total,
+                "tokens_computed": round(computed, 3),
                 "tokens_per_s": round(rate, 1),
-                "mfu": round(rate * operations / GPUS[known.gpu][0], 4),
+                "mfu": round(rate * computed * operations / GPUS[known.gpu][0], 4),
                 "peak_gib": round(peak / 2**30, 3),
                 "estimate_gib": round((made.phases["updating"] - made.memory["reserve"]) / 2**30, 3),
             }

@@ -299,6 +299,27 @@ def test_sliding_window_is_refused(architecture):
         random_model(architecture, sliding_window=4, **values)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("architecture", ["Qwen2", "Qwen3", "Llama"])
+def test_flash_attention_of_packed_sequences_equals_one_call_for_each_length(architecture, monkeypatch):
+    """In bfloat16 on a GPU: log-probs, and the gradient of a loss of them."""
+    model, sequences = random_model(architecture, head_dim=16).to("cuda", torch.bfloat16), random_sequences(40)
+    batch = pack(sequences, micro_batch_tokens=4096)[0].to("cuda")
+    flash, calls, found = attention._varlen, [], []
+    monkeypatch.setattr(attention, "_varlen", lambda *states: calls.append(1) or flash(*states))
+    for takes in (True, False):
+        if not takes:
+            monkeypatch.setattr(attention, "_flash_takes", lambda query, value: False)
+        model.zero_grad()
+        logp, entropy = token_logprobs(model, batch)
+        (logp.sum() + 0.1 * entropy.sum()).backward()
+        found.append((logp.detach(), torch.cat([p.grad.flatten().float() for p in model.parameters()])))
+    assert len(calls) == 2  # once a layer, and not where it is not to
+    torch.testing.assert_close(found[0][0], found[1][0], atol=0.15, rtol=0.05)
+    assert torch.nn.functional.cosine_similarity(found[0][1], found[1][1], dim=0) > 0.99
+
+
 # --- dealing micro-batches to ranks ----------------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ def test_parts_by_hand():
     assert made.memory["weights"] == 2 * parameters
     assert made.memory["gradients"] == 4 * parameters // 8
     assert made.memory["optimiser"] == 12 * parameters // 8
-    assert made.memory["logits"] == 2.5 * 4 * 2048 * 152_064
+    assert made.memory["logits"] == 2.5 * 4 * 2048 * 152_064 + 6 * 3584 * 152_064
     assert made.memory["sampler"] == int(0.5 * 80 * 2**30)
     # 1,024 completions of 2,211 tokens and a quarter of the prompt window, on 8 GPUs at 40% of 312 Tflop/s
     tokens = 1024 * (2211 + 256) / 8
