@@ -61,6 +61,8 @@ def folder(tmp_path_factory):
             jobs += [(folder / f"alone-z{z}", "sft", deepspeed(z, False, **ALONE, gather_all=True)) for z in (2, 3)]
             chunks = dict(logits_chunk_size=16, micro_batch_tokens=100, gather_all=True)
             jobs.append((folder / "chunks", "luffy", deepspeed(3, False, **chunks)))
+            quiet = deepspeed(3, False, entropy_coef=0.0, gather_all=True)
+            jobs.append((folder / "quiet", "on_policy", quiet))
             jobs.append((folder / "chunks-again", "luffy", deepspeed(3, False, **chunks, gradient_checkpointing=True)))
             jobs.append((folder / "prefix", "luffy", deepspeed(2, False, **PREFIX)))
             two_stages = deepspeed(3, False, steps=2, first_stage_steps=1, sample_steps=1)
@@ -88,6 +90,7 @@ def by_torch(tmp_path_factory):
     return {
         "luffy": train(make_config("luffy", **SMALL), folder / "luffy"),
         "sft": train(make_config("sft", **sft), folder / "sft"),
+        "quiet": train(make_config("on_policy", **SMALL, entropy_coef=0.0), folder / "quiet"),
         "alone": train(make_config("sft", **{**SMALL, **ALONE}), folder / "alone"),
         "prefix": train(make_config("luffy", **SMALL, **PREFIX), folder / "prefix"),
         "bf16": train(make_config("luffy", **SMALL, precision="bfloat16", recompute_old_logp=True), folder / "bf16"),
@@ -109,6 +112,13 @@ def test_a_rank_without_micro_batches(folder, by_torch, stage):
     """Mini-batches of one sequence, which the second rank has no part of."""
     metrics, weight = differences(by_torch["alone"], RunDirectory(folder / f"alone-z{stage}"))
     assert max(metrics.values()) < 1e-4 and weight < 2e-5
+
+
+def test_rows_that_go_forward_only(folder, by_torch):
+    """Without an entropy bonus those of groups without spread: a forward pass after the last backward one."""
+    metrics, weight = differences(by_torch["quiet"], RunDirectory(folder / "quiet"))
+    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+    assert any(row["groups/all_wrong"] + row["groups/all_right"] > 0 for row in by_torch["quiet"].metrics())
 
 
 @pytest.mark.parametrize("name", ["chunks", "chunks-again"])

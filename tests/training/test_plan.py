@@ -107,9 +107,10 @@ torch.set_num_threads(1)
 shape = Shape(384, 6, 6, 3, 1024, 8000, True, 64)
 settings = Qwen2Config(hidden_size=384, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3,
     intermediate_size=1024, vocab_size=8000, tie_word_embeddings=True)
-config = make_config("sft", micro_batch_tokens=1536, logits_chunk_size=512, max_prompt_length=64,
-    max_completion_length=448, rollout_batch_size=8, mini_batch_size=8)
-(batch,) = pack([TokenSequence([1 + i] * 64, [2] * 448) for i in range(3)], micro_batch_tokens=1536)
+config = make_config("sft", micro_batch_tokens=1388, logits_chunk_size=512, max_prompt_length=352,
+    max_completion_length=148, rollout_batch_size=8, mini_batch_size=8)
+# seven answers behind one prompt, of which attention has 2.5 times as many tokens
+(batch,) = pack([TokenSequence([1] * 352, [2] * 148) for _ in range(7)], micro_batch_tokens=1388)
 
 def update(engine):
     engine.backward(-engine.token_logprobs(batch)[0].mean())
