@@ -74,11 +74,15 @@ def _steps(trainer: parts.Trainer, folder: Path, rounds: int) -> Iterator[Line]:
         theirs = json.loads(done.stdout.splitlines()[-1])
         ours()
     step, update = 1000 * statistics.median(seconds), statistics.median(updates)
-    yield Line("step", "Trainer.train_step (sample, verify, update)", step, "ms")
-    if theirs is not None:
-        their_update, their_step = statistics.median(theirs[0]), 1000 * statistics.median(theirs[1])
-        yield Line("step", "TRL GRPOTrainer step", their_step, "ms", their_step / step, "as long")
-        yield Line("step", "TRL GRPOTrainer update", their_update, "tokens/s", their_update / update, "as fast")
+    name = "Trainer.train_step (sample, verify, update)"
+    if theirs is None:
+        yield Line("step", name, step, "ms")
+        return
+    their_update, their_step = statistics.median(theirs[0]), 1000 * statistics.median(theirs[1])
+    yield Line("step", "TRL GRPOTrainer step", their_step, "ms")
+    yield Line("step", name, step, "ms", their_step / step, "faster than TRL's")
+    yield Line("step", "TRL GRPOTrainer update", their_update, "tokens/s")
+    yield Line("step", "Trainer.update beside it", update, "tokens/s", update / their_update, "TRL's")
 
 
 # --- beside another version ------------------------------------------------------------------------------------------

@@ -147,20 +147,21 @@ def test_gradient_does_not_depend_on_the_split():
         torch.testing.assert_close(other, gradients[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("mode", ["float32", "autocast", "bfloat16"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("upstream", ["both", "logp", "entropy"])
-def test_head_equals_autograd(autocast, biased, upstream):
+def test_head_equals_autograd(mode, biased, upstream):
     """Values and gradients of the analytic head against torch's own of whole logits."""
     torch.manual_seed(0)
-    head = torch.nn.Linear(16, 50, bias=biased)
-    hidden, targets = torch.randn(23, 16, requires_grad=True), torch.randint(50, (23,))
+    dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
+    head = torch.nn.Linear(16, 50, bias=biased, dtype=dtype)
+    hidden, targets = torch.randn(23, 16, dtype=dtype, requires_grad=True), torch.randint(50, (23,))
     weights = torch.randn(2, 23)
     found = []
     for ours in (True, False):
         head.zero_grad()
         hidden.grad = None
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
             if ours:
                 logp, entropy = head_logprobs(
                     hidden, head.weight, targets, bias=head.bias, temperature=0.7, chunk_size=5
@@ -171,10 +172,21 @@ def test_head_equals_autograd(autocast, biased, upstream):
         loss = (weights[0] @ logp if upstream != "entropy" else 0) + (weights[1] @ entropy if upstream != "logp" else 0)
         loss.backward()
         found.append([logp, entropy, hidden.grad, *(p.grad for p in head.parameters())])
-    tolerance = 2e-2 if autocast else 1e-5
+    tolerance = 1e-5 if mode == "float32" else 2e-2
     for ours, theirs in zip(*found, strict=True):
-        assert ours.dtype == theirs.dtype == torch.float32
+        assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_a_frozen_head_passes_the_gradient_on():
+    head, hidden = Head(4, 7).requires_grad_(False), torch.randn(3, 4, requires_grad=True)
+    logp, _ = head(hidden, torch.tensor([1, 2, 3]), chunk_size=2)
+    (expected,) = torch.autograd.grad(
+        head(hidden).log_softmax(-1).gather(-1, torch.tensor([[1], [2], [3]])).sum(), hidden
+    )
+    logp.sum().backward()
+    torch.testing.assert_close(hidden.grad, expected)
+    assert head.weight.grad is None
 
 
 def test_head_without_tokens_has_a_gradient_of_zero():
