@@ -94,7 +94,7 @@ class TorchEngine:
         self.config = config
         self.total_updates = total_updates
         self.updates = 0
-        self.optimizer = adamw(model, config)
+        self.optimizer = adamw(model, config, fused=model.device.type == "cuda")
 
     def token_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         # transformers recomputes activations only in training mode, in which it in turn refuses to sample with a cache
