@@ -31,7 +31,7 @@ class Decoder(Protocol):
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Goes on with the rows at these places, (R',) int64, alone."""
+        """Drops all rows but those at these places, (R',) int64."""
         ...
 
 
@@ -62,9 +62,8 @@ class FusedDecoder:
         self.length = layers[0][0].shape[2]
         mask = torch.zeros(visible.shape, dtype=model.dtype, device=model.device).masked_fill_(~visible, -torch.inf)
         self.mask = mask[:, None].expand(-1, self.kv_heads, -1).contiguous()  # (R, K, W), added to scores
-        self.caches = [
-            torch.stack([_roomy(states, mask.shape[1]) for states in pair]) for pair in layers
-        ]  # 2, R, K, W, D
+        width = mask.shape[1]
+        self.caches = [torch.stack([_roomy(states, width) for states in pair]) for pair in layers]  # (2, R, K, W, D)
         # what rotates queries and keys at every position: the halves of the sine's table with their signs
         cos, sin = trunk.rotary_emb(mask, torch.arange(mask.shape[1], device=model.device)[None])
         first, second = sin[0].chunk(2, -1)
