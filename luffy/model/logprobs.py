@@ -210,10 +210,10 @@ def check_model(model: PreTrainedModel) -> None:
 
 
 def _packed_logprobs(model: PreTrainedModel, sequences: list[TokenSequence]) -> Tensor:
-    (batch,) = pack(sequences, micro_batch_tokens=100)
+    batch = pack(sequences, micro_batch_tokens=100)[0].to(model.device)
     found = torch.empty(len(batch.targets), device=model.device)
     try:
-        found[batch.token_index.to(model.device)] = token_logprobs(model, batch.to(model.device))[0]
+        found[batch.token_index] = token_logprobs(model, batch)[0]
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{type(model).__name__} does not take packed sequences: {error}") from error
     return found

@@ -65,7 +65,7 @@ class FusedDecoder:
         width = mask.shape[1]
         self.caches = [torch.stack([_roomy(states, width) for states in pair]) for pair in layers]  # (2, R, K, W, D)
         # what rotates queries and keys at every position: the halves of the sine's table with their signs
-        cos, sin = trunk.rotary_emb(mask, torch.arange(mask.shape[1], device=model.device)[None])
+        cos, sin = trunk.rotary_emb(mask, torch.arange(width, device=model.device)[None])
         first, second = sin[0].chunk(2, -1)
         self.cos, self.sin = cos[0, :, None], torch.cat([-first, second], -1)[:, None]  # (W, 1, D)
         self.joined = []

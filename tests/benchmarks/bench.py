@@ -109,9 +109,8 @@ def before_and_after(other: Path, wanted: Sequence[str], turns: int = 3, here: P
             for text in done.stdout.splitlines():
                 match = _PRINTED.match(text)
                 if match:
-                    name = match[1]
-                    found.setdefault(name, {}).setdefault(root, []).append(float(match[2].replace(",", "")))
-                    units[name] = match[3]
+                    name, number, units[match[1]] = match.groups()
+                    found.setdefault(name, {}).setdefault(root, []).append(float(number.replace(",", "")))
     for name, values in found.items():
         if len(values) == 2:
             old, new = (statistics.median(values[root]) for root in (other, here))

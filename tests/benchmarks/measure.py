@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -78,18 +77,10 @@ def peak_mb(work: Callable[[], object]) -> float:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        before, peak, stop = _memory_mb(), [0.0], threading.Event()
-
-        def watch() -> None:
-            while not stop.wait(0.002):
-                peak[0] = max(peak[0], _memory_mb())
-
-        thread = threading.Thread(target=watch)
-        thread.start()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+        before = _peak_mb()
         work()
-        stop.set()
-        thread.join()
-        os.write(writer, str(peak[0] - before).encode())
+        os.write(writer, str(_peak_mb() - before).encode())
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as answer:
@@ -98,6 +89,6 @@ def peak_mb(work: Callable[[], object]) -> float:
     return used
 
 
-def _memory_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _peak_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024

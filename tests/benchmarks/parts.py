@@ -18,6 +18,7 @@ from measure import ROUNDS, Line, compared, in_turns, peak_mb
 
 from luffy import make_config, train
 from luffy.methods.rows import Batch, Row, Signal
+from luffy.model.loading import pick_device
 from luffy.model.logprobs import head_logprobs
 from luffy.runs import RunDirectory
 from luffy.sampling.local import TransformersSampler
@@ -206,7 +207,7 @@ def step(trainer: Trainer, rounds: int = ROUNDS) -> Iterator[float]:
 def head(device: str = "cpu") -> list[Line]:
     """Peak memory of forward and backward through a head of 151,936 words, in chunks and whole, beside the gradient of
     its weight."""
-    device = "cuda" if device == "auto" and torch.cuda.is_available() else "cpu" if device == "auto" else device
+    device = pick_device(device).type
     states, vocabulary = 2048, 151_936
     lines = []
     weight = torch.randn(vocabulary, 64, requires_grad=True, device=device)
