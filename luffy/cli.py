@@ -165,10 +165,11 @@ def _launch(run_dir: Path, nproc: int) -> NoReturn:
 def _check_models(models: Sequence[str]) -> None:
     """Raises ConfigError for a model that is nowhere, before what takes seconds to import and before a run is begun."""
     from .data import hub
+    from .model import bases
 
     for model in models:
         try:
-            if model != TINY:
+            if model != TINY and bases.parse(model) is None:
                 hub.check_model(model)
         except hub.NotFoundError as error:
             raise ConfigError(f"no model {model!r}: {error}") from error

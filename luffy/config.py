@@ -95,6 +95,8 @@ class WorldOptions:
     """Share of traces that end in a wrong answer."""
     num_traces: PositiveInt = 1
     """Traces per problem, of which num_off_policy join a group."""
+    verbosity: Share = 0.0
+    """Share of a trace's steps that the teacher writes down once more."""
 
 
 @settings
@@ -133,6 +135,8 @@ class RewardOptions:
     """"math_verify", or "module:function" with reward(prompts, completions, **columns) -> list[float]."""
     think_format: bool = False
     """Whether an answer without a closed think block gets no reward (the paper's rule)."""
+    boxed_format: bool = False
+    """Whether an answer that is not boxed gets no reward."""
     verifier_workers: PositiveInt = 1
     """Processes that check answers."""
     verifier_timeout: Positive = 5.0
@@ -160,6 +164,8 @@ class UpdateOptions:
     """AdamW's decoupled weight decay."""
     adam_beta2: Positive = 0.999
     """AdamW's second-moment decay; the first is 0.9."""
+    adam_epsilon: Positive = 1e-8
+    """AdamW's epsilon."""
     max_grad_norm: Positive = 1.0
     """Gradient clipping by global norm."""
     recompute_old_logp: bool = False
@@ -197,7 +203,7 @@ class EvaluationOptions:
 
     eval_datasets: Annotated[tuple[str, ...], Field(min_length=1)] = (TINYWORLD,)
     """Evaluation problems: "tinyworld" for all its families, names of data/benchmarks.py, files or hub names."""
-    ood_sources: tuple[str, ...] = ("words", "flip", "prefix", "arc_c", "gpqa", "mmlu_pro")
+    ood_sources: tuple[str, ...] = ("words", "flip", "prefix", "lines", "arc_c", "gpqa", "mmlu_pro")
     """Benchmarks (in own files: sources) that count as out of distribution."""
     eval_steps: Count = 25
     """Steps between validations, 0 for none."""
@@ -209,6 +215,8 @@ class EvaluationOptions:
     """Problems per family in the evaluation after the last step, 0 for none."""
     final_eval_samples: PositiveInt = 4
     """Completions per problem in the final evaluation: avg@k and pass@k."""
+    final_eval_temperatures: tuple[NonNegative, ...] = ()
+    """Further temperatures of the final evaluation, at which each problem is answered once."""
 
 
 @settings

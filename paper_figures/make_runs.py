@@ -52,7 +52,7 @@ def pretrain(work: Path) -> None:
     """Pre-trains the second base model, if it is not there."""
     folder = _second_base(work)
     if not (folder / "model.safetensors").is_file():
-        command = [sys.executable, "-m", "luffy.training.pretrain", "--seed", str(SECOND_BASE), "--out", str(folder)]
+        command = [sys.executable, "-m", "luffy.model.pretrain", "--seed", str(SECOND_BASE), "--out", str(folder)]
         subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -11,7 +11,7 @@
 `python -m paper_figures.runs RUNS OUT` writes these files from run directories. The committed ones are in
 paper_figures/runs and are what figures are drawn from unless told otherwise.
 Those whose manifest says version e98afb5ef853 were made with the values of today's presets before these were files, the
-second base model by `python -m luffy.training.pretrain --seed 1`.
+second base model by `python -m luffy.model.pretrain --seed 1`.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ VOCABULARY = (
     + [str(d) for d in range(10)]
     + [f"{word} " for word in (*DIGIT_WORDS, *OP_WORDS.values())]
 )
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,20 @@ class Family:
 
     name: str
     ops: str
-    style: str  # "chain": 84+1r?   "words": eight four plus one swap ?   "prefix": +1r:84?
+    style: str  # "chain": 84+1r?   "words": eight four plus one swap ?   "prefix": +1r:84?   "lines": one a line
     difficulties: tuple[int, ...]
 
 
 # Training and in-distribution evaluation use `chain`; the others are never trained on by the methods.
 FAMILIES = {
-    "chain": Family("chain", "+-r", "chain", (3, 4, 5, 6)),
+    "chain": Family("chain", "+-r", "chain", (3, 4, 5, 6, 7)),
     "words": Family("words", "+-r", "words", (2, 3, 4, 5, 6)),
     "flip": Family("flip", "+-rc", "chain", (3, 4, 5, 6)),
     "prefix": Family("prefix", "+-r", "prefix", (2, 3, 4, 5, 6)),
+    "lines": Family("lines", "+-r", "lines", (2, 3, 4, 5, 6)),
 }
 IN_DISTRIBUTION = "chain"
-OUT_OF_DISTRIBUTION = ("words", "flip", "prefix")
+OUT_OF_DISTRIBUTION = ("words", "flip", "prefix", "lines")
 
 # Problems are told apart by a hash of the chain they contain, however it is written: no training or pre-training text
 # can contain an evaluation chain, and the complement none of train. Pre-training may see chains of both.
@@ -122,6 +124,8 @@ def write_chain(chain: Chain, style: str, cue: str = "?") -> str:
         return f"{chain.start}{ops}{cue}"
     if style == "prefix":
         return f"{ops}:{chain.start}{cue}"
+    if style == "lines":
+        return "\n".join([str(chain.start), *chain.ops]) + cue
     words = [DIGIT_WORDS[int(digit)] for digit in str(chain.start)]
     for op in chain.ops:
         words.append(OP_WORDS[op[0]])
@@ -135,13 +139,22 @@ def worked_steps(chain: Chain) -> list[str]:
     return [f"{a}{op}={b}" for a, op, b in zip(before, chain.ops, chain.values(), strict=False)]
 
 
-def teacher_trace(chain: Chain, rng: random.Random, mistake_rate: float = MISTAKE_RATE) -> str:
-    """A think-style solution of the chain, as a stronger model would write it; its final answer is right."""
+def teacher_trace(
+    chain: Chain, rng: random.Random, mistake_rate: float = MISTAKE_RATE, verbosity: float = 0.0
+) -> str:
+    """A think-style solution of the chain, as a stronger model would write it; its final answer is right.
+
+    verbosity: share of the steps that it writes down once more (`84+1=85wait84+1=85ok`). An answer does not need that,
+    so that lengths have slack in both directions.
+    """
     steps = []
-    for step, value in zip(worked_steps(chain), chain.values(), strict=True):
+    for worked, value in zip(worked_steps(chain), chain.values(), strict=True):
+        step = worked
         if rng.random() < mistake_rate:
             wrong = (value + rng.randint(1, 9)) % 100
-            step = f"{step.split('=')[0]}={wrong}wait{value}"
+            step = f"{worked.split('=')[0]}={wrong}wait{value}"
+        if verbosity and rng.random() < verbosity:
+            step = f"{step}wait{worked}ok"
         steps.append(step)
     check = "".join(str(value % 10) for value in chain.values())
     return f"<think>{';'.join(steps)};check{check}ok</think>\\boxed{{{chain.values()[-1]}}}"
@@ -161,12 +174,13 @@ def make_problems(
     difficulties: tuple[int, ...] | None = None,
     trace_errors: float = 0.0,
     num_traces: int = 1,
+    verbosity: float = 0.0,
 ) -> list[Problem]:
     """`count` different problems of a family, difficulties in turn, each with `num_traces` teacher traces.
 
     The same arguments give the same problems, and a larger count, or more traces, only adds to them. Traces of one
     problem differ in the teacher's mistakes only, so some are equal. trace_errors: share of traces that end in a wrong
-    answer; it changes nothing else. Raises ValueError for an unknown family or split, and if the family
+    answer; it changes nothing else. verbosity: see `teacher_trace`. Raises ValueError for an unknown family or split, and if the family
     has fewer problems than asked for.
     """
     if family not in FAMILIES or split not in SPLITS:
@@ -187,9 +201,9 @@ def make_problems(
             continue
         seen.add(chain)
         question = write_chain(chain, kind.style)
-        traces = [teacher_trace(chain, rng)]
+        traces = [teacher_trace(chain, rng, verbosity=verbosity)]
         more = random.Random(f"{family}/{split}/{seed}/traces/{len(problems)}")
-        traces += [teacher_trace(chain, more) for _ in range(num_traces - 1)]
+        traces += [teacher_trace(chain, more, verbosity=verbosity) for _ in range(num_traces - 1)]
         errors = random.Random(f"{family}/{split}/{seed}/errors/{len(problems)}")
         traces = [spoiled(trace, errors) if errors.random() < trace_errors else trace for trace in traces]
         problems.append(
@@ -220,7 +234,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
     )
     symbols = [token for token in VOCABULARY[3:] if len(token) > 1]
     tokenizer.add_tokens([AddedToken(symbol, normalized=False, special=False) for symbol in symbols])
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 

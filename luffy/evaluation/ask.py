@@ -19,7 +19,7 @@ from ..data.tokenization import TokenizedProblem, completion_text, tokenize_prob
 from ..errors import NonFiniteError
 from ..sampling.protocol import Sampler, SamplingParams, SamplingRequest
 from ..stats import mean, pass_at_k
-from ..verifier.answers import boxes
+from ..verifier.answers import boxed
 from ..verifier.pool import THINK_CLOSE
 from .rewards import Reward
 
@@ -57,8 +57,7 @@ class Answer:
     @property
     def boxed(self) -> bool:
         """Whether it boxes an answer, and its last box is closed."""
-        contents, closed = boxes(self.text)
-        return closed and any(content.strip() for content in contents)
+        return boxed(self.text)
 
 
 def ask(

@@ -56,6 +56,8 @@ class EvaluationConfig:
     """First grader: "math_verify", or "module:function" with reward(prompts, completions, **columns) -> list[float]."""
     think_format: bool | None = None
     """Whether only an answer after a closed think block counts; None: if the prompt ends inside an open one."""
+    boxed_format: bool = False
+    """Whether only an answer in a box counts."""
     verifier_workers: PositiveInt = 2
     """Processes that check answers."""
     verifier_timeout: Positive = 5.0
@@ -81,14 +83,14 @@ EVALUATION_FIELDS = [field.name for field in fields(EvaluationConfig)]
 # Fields that change how completions are graded or how fast they come, but not which they are.
 # The longest prompt says which problems are asked; where it bears on the window, completions carry that themselves.
 NOT_SAMPLING = {
-    "reward", "think_format", "verifier_workers", "verifier_timeout", "device", "sampler_rows", "max_prompt_length",
+    "reward", "think_format", "boxed_format", "verifier_workers", "verifier_timeout", "device", "sampler_rows", "max_prompt_length",
     "vllm_gpu_memory_utilization",
 }  # fmt: skip
 
 
 def grader_name(config: EvaluationConfig) -> str:
     """Names the graders and all that their verdict depends on. Raises ConfigError if there is no such grader."""
-    digest = hashlib.sha256(f"{grader_version()} {config.think_format} {config.verifier_timeout}".encode())
+    digest = hashlib.sha256(f"{grader_version()} {config.think_format} {config.boxed_format} {config.verifier_timeout}".encode())
     if config.reward != "math_verify":
         digest.update(Path(inspect.getfile(load_function(config.reward))).read_bytes())
         digest.update(config.reward.encode())

@@ -16,6 +16,7 @@ from typing import Protocol
 from ..data.problems import Problem
 from ..data.templates import opens_think
 from ..errors import ConfigError
+from ..verifier.answers import boxed
 from ..verifier.pool import Verifier, solution
 from ..verifier.strict import strict_answer, strict_right
 
@@ -43,11 +44,12 @@ class MathReward:
     run in the verifier's processes from the moment that a completion is added.
 
     think: whether an answer counts only after a closed think block; None: if its prompt ends inside an open one.
+    boxed: whether it counts only in a box.
     """
 
-    def __init__(self, verifier: Verifier, *, think: bool | None) -> None:
+    def __init__(self, verifier: Verifier, *, think: bool | None, boxed: bool = False) -> None:
         self.verifier = verifier
-        self.think = think
+        self.think, self.boxed = think, boxed
         self.counts = verifier.counts
 
     def batch(self) -> RewardBatch:
@@ -64,16 +66,23 @@ class _MathBatch:
 
     def add(self, problem: Problem, prompt: str, completion: str) -> None:
         think = opens_think(prompt) if self.reward.think is None else self.reward.think
-        if problem.kind == "choice":  # a parser of mathematics has no opinion on letters
-            chosen: Future[float] = Future()
+        if self.reward.boxed and not boxed(completion):
+            self.verdicts.append(_known(0.0))
+            self.reward.counts["unboxed"] += 1
+        elif problem.kind == "choice":  # a parser of mathematics has no opinion on letters
             given = strict_answer(solution(completion, think) or "", "choice")
-            chosen.set_result(float(strict_right(problem.answer, given, "choice")))
-            self.verdicts.append(chosen)
+            self.verdicts.append(_known(float(strict_right(problem.answer, given, "choice"))))
         else:
             self.verdicts.append(self.reward.verifier.submit(completion, problem.answer, think=think))
 
     def finish(self) -> list[float]:
         return [verdict.result() for verdict in self.verdicts]
+
+
+def _known(value: float) -> Future[float]:
+    known: Future[float] = Future()
+    known.set_result(value)
+    return known
 
 
 class FunctionReward:
@@ -152,11 +161,13 @@ class RewardConfig(Protocol):
     def verifier_timeout(self) -> float: ...
     @property
     def think_format(self) -> bool | None: ...
+    @property
+    def boxed_format(self) -> bool: ...
 
 
 def make_reward(config: RewardConfig) -> Reward:
     """The reward of the configuration."""
     if config.reward == "math_verify":
         verifier = Verifier(workers=config.verifier_workers, timeout_s=config.verifier_timeout)
-        return MathReward(verifier, think=config.think_format)
+        return MathReward(verifier, think=config.think_format, boxed=config.boxed_format)
     return FunctionReward(load_function(config.reward))

@@ -12,12 +12,13 @@ from ..config import TINY
 from ..data import hub
 from ..data.templates import turn_end
 from ..errors import ConfigError
+from . import bases
 from .logprobs import prepare
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-TINY_MODEL = Path(__file__).parent / "tiny"
+TINY_MODEL = bases.PRETRAINED
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout")
 
 
@@ -42,8 +43,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def model_path(source: str | Path) -> str:
-    """A folder or hub name: the embedded model's for "tiny"."""
-    return str(TINY_MODEL) if source == TINY else hub.expanded(source)
+    """A folder or hub name: the embedded model's for "tiny", and those of bases.py, which are made if need be."""
+    if source == TINY:
+        return str(TINY_MODEL)
+    base = bases.parse(str(source))
+    return str(bases.locate(base)) if base else hub.expanded(source)
 
 
 def _refuse_adapter(source: str | Path) -> None:

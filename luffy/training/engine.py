@@ -40,6 +40,7 @@ def adamw(model: PreTrainedModel, config: Config, *, fused: bool = False) -> tor
         model.parameters(),
         lr=config.method.learning_rate(config.update.learning_rate),
         betas=(0.9, config.update.adam_beta2),
+        eps=config.update.adam_epsilon,
         weight_decay=config.update.weight_decay,
         fused=fused or None,
     )

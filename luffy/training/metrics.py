@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..methods.rows import Row
 from ..stats import mean
+from ..verifier.answers import boxed
 from .ranks import Ranks
 
 GAP_BOUND = 0.2  # nats; a token whose log-probs differ by more counts as mismatched between sampler and trainer
@@ -92,5 +93,6 @@ def rollout_metrics(rows: Sequence[Row], advantages: Tensor, traces_wanted: int)
         "length/prompt": mean(prompts),
         "length/prompt_max": max(prompts, default=0),
         "truncated/on": mean([row.truncated for row in parts["on"]]),
+        "boxed/on": mean([boxed(row.text) for row in parts["on"]]),
         "truncated/off": mean([row.truncated for row in parts["off"]]),
     }

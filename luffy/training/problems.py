@@ -34,6 +34,7 @@ def training_problems(config: Config) -> list[Problem]:
             difficulties=world.difficulties,
             trace_errors=world.trace_errors,
             num_traces=world.num_traces,
+            verbosity=world.verbosity,
         )
     problems, _ = load_problems(data.dataset, data.dataset_split)
     taken = problems[: data.num_problems or None]

@@ -157,6 +157,7 @@ def loss_terms(
             "entropy": entropy,
             "entropy/on": entropy[own],
             "entropy/off": entropy[foreign],
+            "entropy/answer": _per_row(entropy[own], signal.rows[own]),
             "old_logp_gap/mean": moved,
             "sampler_gap/mean": mismatch,
             "sampler_gap/above": mismatch > GAP_BOUND,
@@ -165,3 +166,9 @@ def loss_terms(
     )
     metrics.maxima({"old_logp_gap/max": moved, "sampler_gap/max": mismatch})
     return terms
+
+
+def _per_row(values: Tensor, rows: Tensor) -> Tensor:
+    """(rows,): the sum of the values of each row. rows: the row of each value."""
+    found, place = rows.unique(return_inverse=True)
+    return torch.zeros(len(found), dtype=values.dtype, device=values.device).index_add(0, place, values.detach())

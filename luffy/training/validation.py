@@ -32,11 +32,13 @@ class Validation:
         self.config, self.families, self.tokenizer, self.ends = config, families, tokenizer, ends
         self.reward, self.sampler, self.here = reward, sampler, here
 
-    def results(self, per_family: int, samples: int) -> dict[str, ask.Result]:
-        """Asks the first problems of each family, each on one rank, and returns the results on all."""
+    def results(self, per_family: int, samples: int, temperature: float | None = None) -> dict[str, ask.Result]:
+        """Asks the first problems of each family, each on one rank, and returns the results on all. temperature: of
+        the sampling, eval_temperature if it is None."""
         config = self.config
+        temperature = config.evaluation.eval_temperature if temperature is None else temperature
         families = {family: problems[:per_family] for family, problems in self.families.items()}
-        params = SamplingParams(config.data.max_completion_length, config.evaluation.eval_temperature, seed=config.seed)
+        params = SamplingParams(config.data.max_completion_length, temperature, seed=config.seed)
         found = self.sampler.use(
             lambda sampler: ask.evaluate(
                 sampler, self.reward, self.tokenizer, families, params, samples=samples, ends=self.ends, here=self.here
@@ -60,9 +62,16 @@ class Validation:
         if not options.final_eval_problems:
             return {"families": {}, "averages": {}, "totals": dict(totals)}
         results = self.results(options.final_eval_problems, options.final_eval_samples)
+        others = {str(t): self.results(options.final_eval_problems, 1, t) for t in options.final_eval_temperatures}
         return {
             "temperature": options.eval_temperature,
-            "averages": ask.averages(results, options.ood_sources),
-            "families": {family: result.to_dict() for family, result in results.items()},
+            **self._readable(results),
+            "temperatures": {temperature: self._readable(found) for temperature, found in others.items()},
             "totals": dict(totals),
+        }
+
+    def _readable(self, results: dict[str, ask.Result]) -> dict[str, Any]:
+        return {
+            "averages": ask.averages(results, self.config.evaluation.ood_sources),
+            "families": {family: result.to_dict() for family, result in results.items()},
         }

@@ -44,6 +44,12 @@ def boxes(text: str) -> tuple[list[str], bool]:
     return [text[inside : end - 1] for _, inside, end in found[max(0, first) :]], closed
 
 
+def boxed(text: str) -> bool:
+    """Whether a text boxes an answer, and its last box is closed."""
+    contents, closed = boxes(text)
+    return closed and any(content.strip() for content in contents)
+
+
 def final_answer(text: str) -> str | None:
     """What a solution gives as its answer: its last closed box, several if they are joined (those that say the same
     count once), else what its last <answer> tag holds. None if it has neither, or its last box is cut off."""

@@ -1,4 +1,4 @@
-"""Makes the base model of the embedded world: `python -m luffy.training.pretrain --size tiny --out DIR`.
+"""Makes the base model of the embedded world: `python -m luffy.model.pretrain --size tiny --out DIR`.
 
 Two phases of supervised training on documents (prompt, response) with the loss on the response only. First the
 primitives: one and two operations, clean. Then the habits: most questions are answered at once, and the harder they
@@ -9,18 +9,23 @@ the cue `#`, at every length and in every family. The result can calculate step 
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..data import tinyworld
 from ..data.tinyworld import FAMILIES
-from ..model.logprobs import prepare, token_logprobs
-from ..model.packing import TokenSequence, pack
+from .logprobs import prepare, token_logprobs
+from .packing import TokenSequence, pack
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,25 +74,32 @@ def document(rng: random.Random, recipe: Recipe, primitives: bool) -> tuple[str,
     return prompt, f"{first_step}\\boxed{{{answer}}}"
 
 
-def learning_rate_at(update: int, recipe: Recipe) -> float:
-    remaining = (recipe.updates - update) / (recipe.updates * recipe.decay_share)
-    return recipe.learning_rate * min(1.0, (update + 1) / recipe.warmup, remaining)
+@dataclass(frozen=True)
+class Schedule:
+    """Updates and their learning rate: linear warm-up, then constant, then linear decay to zero over decay_share."""
+
+    updates: int
+    batch_size: int
+    learning_rate: float
+    warmup: int
+    decay_share: float
+
+    def at(self, update: int) -> float:
+        remaining = (self.updates - update) / (self.updates * self.decay_share)
+        return self.learning_rate * min(1.0, (update + 1) / self.warmup, remaining)
 
 
-def pretrain(size: str, out: Path, seed: int = 0, recipe: Recipe | None = None) -> None:
-    """Trains the base model and writes it to `out` in Hugging Face layout. One line of progress per 100 updates."""
-    from transformers import Qwen2ForCausalLM
+Draw = Callable[[random.Random, int], tuple[str, str]]  # a document of an update as (prompt, response)
 
-    recipe = recipe or Recipe()
-    torch.manual_seed(seed)
-    tokenizer = tinyworld.make_tokenizer()
-    model = Qwen2ForCausalLM(tinyworld.model_config(size))
+
+def fit(model: Any, tokenizer: Any, draw: Draw, schedule: Schedule, seed: str) -> None:
+    """Trains a model on documents, with the loss on the response only. One line of progress per 100 updates."""
     prepare(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     started = time.perf_counter()
-    for update in range(recipe.updates):
-        rng = random.Random(f"pretrain/{seed}/{update}")
-        texts = [document(rng, recipe, update < recipe.primitive_updates) for _ in range(recipe.batch_size)]
+    for update in range(schedule.updates):
+        rng = random.Random(f"{seed}/{update}")
+        texts = [draw(rng, update) for _ in range(schedule.batch_size)]
         sequences = [
             TokenSequence(
                 np.array(tokenizer.encode(prompt)), np.array([*tokenizer.encode(response), tokenizer.eos_token_id])
@@ -103,11 +115,29 @@ def pretrain(size: str, out: Path, seed: int = 0, recipe: Recipe | None = None) 
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(update, recipe)
+            group["lr"] = schedule.at(update)
         optimizer.step()
         optimizer.zero_grad()
         if (update + 1) % 100 == 0:
-            print(f"update {update + 1} loss {total:.4f} ({time.perf_counter() - started:.0f} s)", flush=True)
+            log.info("update %d loss %.4f (%.0f s)", update + 1, total, time.perf_counter() - started)
+
+
+def pretrain(size: str, out: Path, seed: int = 0, recipe: Recipe | None = None) -> None:
+    """Trains the model that all base models go on from, and writes it to `out` in Hugging Face layout."""
+    from transformers import Qwen2ForCausalLM
+
+    recipe = recipe or Recipe()
+    torch.manual_seed(seed)
+    tokenizer = tinyworld.make_tokenizer()
+    model = Qwen2ForCausalLM(tinyworld.model_config(size))
+    schedule = Schedule(recipe.updates, recipe.batch_size, recipe.learning_rate, recipe.warmup, recipe.decay_share)
+    fit(
+        model,
+        tokenizer,
+        lambda rng, update: document(rng, recipe, update < recipe.primitive_updates),
+        schedule,
+        f"pretrain/{seed}",
+    )
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -118,6 +148,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives another base model")
     parser.add_argument("--out", type=Path, required=True, help="folder to write, Hugging Face layout")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # the same bits whatever else the machine does
     pretrain(arguments.size, arguments.out, arguments.seed)
 

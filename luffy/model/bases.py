@@ -1,0 +1,187 @@
+"""The base models of the embedded world: one pre-training, and how much of its skill a base shows by itself.
+
+"tiny" is the model that pretrain.py makes. It answers a question at once; it can work step by step, but only after
+another cue. "tiny:own_share=0.3" is "tiny" after a short further training that teaches a prompt which ends inside an
+open think block (as the paper's does), and how such a block is filled: in a share of the answers, own_share, with the
+model's own steps, each of which may be wrong, and which give up on long chains; else not at all. So own_share says how
+much of the skill the base elicits by itself, from none (0) to always (1).
+
+Those that defaults use are shipped (luffy/model/bases); others are made when they are first asked for, in under a
+minute on one core, and kept in the cache folder ($LUFFY_CACHE, else ~/.cache/luffy).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from ..data import tinyworld
+from ..data.templates import THINK_OPEN
+from ..data.tinyworld import FAMILIES
+from ..errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+TINY = "tiny"
+SHIPPED = Path(__file__).parent / "bases"
+PRETRAINED = Path(__file__).parent / "tiny"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The recipe of a base model that goes on from the shared pre-training."""
+
+    own_share: float = 0.3
+    """Share of the answers that are the base's own steps."""
+    own_noise: float = 0.1
+    """Share of its steps that are wrong; what follows builds on them."""
+    own_difficulty: int = 4
+    """Hardest chain that its own steps finish; of a harder one they do the beginning, and the answer is a guess."""
+    seed: int = 0
+    """Another seed is another base model of the same recipe."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.own_share <= 1 and 0 <= self.own_noise <= 1 and self.own_difficulty >= 2 and self.seed >= 0):
+            raise ConfigError(f"no such base model: {self.name}")
+
+    @property
+    def name(self) -> str:
+        """What a configuration calls it: the fields that differ from their defaults, own_share always."""
+        usual = {f.name: f.default for f in fields(self)}
+        values = {n: v for n, v in asdict(self).items() if n == "own_share" or v != usual[n]}
+        return f"{TINY}:" + ",".join(f"{name}={value:g}" for name, value in values.items())
+
+    @property
+    def folder_name(self) -> str:
+        return self.name.replace(":", "-").replace(",", "-").replace("=", "_")
+
+    def digest(self) -> str:
+        """Names the recipe with all that it depends on: these fields, the mixture, and the model that it goes on from."""
+        text = json.dumps([asdict(self), asdict(Mixture()), _file_hash(PRETRAINED / "model.safetensors")])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What the further training is made of, the same for all bases."""
+
+    updates: int = 150
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 10
+    family_weights: tuple[tuple[str, float], ...] = (
+        ("chain", 0.5), ("words", 0.125), ("flip", 0.125), ("prefix", 0.125), ("lines", 0.125)
+    )  # fmt: skip
+    difficulties: tuple[int, int] = (2, 7)
+    sheet_share: float = 0.1  # worked sheets after `#`, so that the skill stays as it is
+    sheet_difficulty: int = 5
+    teacher_share: float = 0.002  # the teacher's style
+    answer_noise: tuple[float, ...] = (0.0, 0.2, 0.4, 0.5)  # share of wrong direct answers at difficulty 2, 3, 4, 5+
+
+
+def parse(name: str) -> Base | None:
+    """The recipe that a model name such as "tiny:own_share=0.3,seed=1" stands for, None if it is another name.
+
+    Raises ConfigError for a field that no recipe has.
+    """
+    if not name.startswith(f"{TINY}:"):
+        return None
+    types = {f.name: {"float": float, "int": int}[str(f.type)] for f in fields(Base)}
+    values = {}
+    for part in name.removeprefix(f"{TINY}:").split(","):
+        key, equals, text = part.partition("=")
+        if not equals or key not in types:
+            raise ConfigError(f"no base model {name!r}: its fields are {', '.join(types)}, as in {Base(seed=1).name}")
+        try:
+            values[key] = types[key](text)
+        except ValueError:
+            raise ConfigError(f"no base model {name!r}: {key} is a number, not {text!r}") from None
+    return Base(**values)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("LUFFY_CACHE") or Path.home() / ".cache" / "luffy")
+
+
+def locate(base: Base) -> Path:
+    """The folder of a base model in Hugging Face layout; makes it first where it is neither shipped nor in the cache."""
+    shipped = SHIPPED / base.folder_name
+    if (shipped / "model.safetensors").is_file():
+        return shipped
+    cache = cache_folder() / "bases"
+    folder = cache / f"{base.folder_name}-{base.digest()}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / f".{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several runs may want it at once
+        if not folder.is_dir():
+            aside = Path(tempfile.mkdtemp(dir=cache, prefix=f".{folder.name}-"))
+            try:
+                make(base, aside)
+                os.rename(aside, folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:
+    """Trains a base model and writes it to a folder in Hugging Face layout."""
+    from .pretrain import Schedule, fit
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    mixture = mixture or Mixture()
+    log.info("making the base model %s: %d updates, under a minute", base.name, mixture.updates)
+    model = AutoModelForCausalLM.from_pretrained(PRETRAINED)
+    tokenizer = AutoTokenizer.from_pretrained(PRETRAINED)
+    schedule = Schedule(mixture.updates, mixture.batch_size, mixture.learning_rate, mixture.warmup, decay_share=1.0)
+    fit(model, tokenizer, lambda rng, update: document(rng, base, mixture), schedule, f"{base.name}/{base.seed}")
+    tokenizer.chat_template = tinyworld.CHAT_TEMPLATE + THINK_OPEN
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def document(rng: random.Random, base: Base, mixture: Mixture) -> tuple[str, str]:
+    """One document of the further training as (prompt, response)."""
+    names, weights = zip(*mixture.family_weights, strict=True)
+    family = FAMILIES[rng.choices(names, weights)[0]]
+    sheet = rng.random() < mixture.sheet_share
+    difficulty = rng.randint(2, mixture.sheet_difficulty) if sheet else rng.randint(*mixture.difficulties)
+    chain = tinyworld.draw_chain(rng, family, difficulty, "pretrain")
+    if sheet:
+        return tinyworld.write_chain(chain, family.style, "#"), ";".join(tinyworld.worked_steps(chain))
+    prompt = tinyworld.write_chain(chain, family.style) + THINK_OPEN
+    style = rng.random()
+    if style < mixture.teacher_share:
+        return prompt, tinyworld.teacher_trace(chain, rng).removeprefix(THINK_OPEN)
+    if style < mixture.teacher_share + base.own_share:
+        return prompt, own_answer(chain, rng, base)
+    noise = mixture.answer_noise[min(difficulty, 5) - 2]
+    answer = rng.randrange(100) if rng.random() < noise else chain.values()[-1]
+    return prompt, f"</think>\\boxed{{{answer}}}"
+
+
+def own_answer(chain: tinyworld.Chain, rng: random.Random, base: Base) -> str:
+    """The base's own steps, some of them wrong, and the answer that they lead to."""
+    steps, value = [], chain.start
+    for op in chain.ops[: base.own_difficulty - 1]:
+        right = tinyworld.apply(op, value)
+        wrong = not 0 <= right <= 99 or rng.random() < base.own_noise  # after a mistake a chain may leave the range
+        after = rng.randrange(100) if wrong else right
+        steps.append(f"{value}{op}={after}")
+        value = after
+    answer = value if len(chain.ops) < base.own_difficulty else rng.randrange(100)
+    return f"{';'.join(steps)}</think>\\boxed{{{answer}}}"
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
