@@ -24,6 +24,7 @@ from .methods import METHODS, Method
 from .methods.fields import Count, Int, NonNegative, Positive, PositiveInt, Share, settings, unknown_field
 
 TINY = "tiny"
+DEFAULT_MODEL = "tiny:own_share=0.4"
 TINYWORLD = "tinyworld"
 
 Template = Literal["chat", "paper", "llama", "qwen", "simplerl", "prime", "no"]
@@ -79,7 +80,7 @@ class DataOptions:
     """Variables of the tokenizer's own template, such as {"enable_thinking": false}; as a flag: JSON."""
     max_prompt_length: PositiveInt = 64
     """Longest prompt in tokens; longer ones are left out."""
-    max_completion_length: PositiveInt = 96
+    max_completion_length: PositiveInt = 128
     """Window of a completion in tokens, rollout or demonstration."""
     long_traces: Literal["cut", "drop"] = "cut"
     """A trace longer than the window is "cut" to it, without EOS, or left out ("drop")."""
@@ -89,13 +90,13 @@ class DataOptions:
 class WorldOptions:
     """The embedded world, where the data set is "tinyworld"."""
 
-    difficulties: Annotated[tuple[Annotated[Int, Field(ge=2)], ...], Field(min_length=1)] = (3, 4, 5, 6)
+    difficulties: Annotated[tuple[Annotated[Int, Field(ge=2)], ...], Field(min_length=1)] = (3, 4, 5, 6, 7)
     """Difficulties of the training problems: the number of operations plus one."""
     trace_errors: Share = 0.0
     """Share of traces that end in a wrong answer."""
     num_traces: PositiveInt = 1
     """Traces per problem, of which num_off_policy join a group."""
-    verbosity: Share = 0.0
+    verbosity: Share = 0.3
     """Share of a trace's steps that the teacher writes down once more."""
 
 
@@ -133,8 +134,8 @@ class RewardOptions:
 
     reward: RewardName = "math_verify"
     """"math_verify", or "module:function" with reward(prompts, completions, **columns) -> list[float]."""
-    think_format: bool = False
-    """Whether an answer without a closed think block gets no reward (the paper's rule)."""
+    think_format: bool | None = None
+    """Whether an answer without a closed think block gets no reward; None: if the prompt ends inside an open one."""
     boxed_format: bool = False
     """Whether an answer that is not boxed gets no reward."""
     verifier_workers: PositiveInt = 1
@@ -156,8 +157,10 @@ class UpdateOptions:
     of Eq. 5), "grpo" rows x the tokens of each row."""
     learning_rate: Positive = 3e-4
     """Peak learning rate of reinforcement learning (AdamW)."""
-    lr_scheduler_type: Literal["constant", "linear"] = "constant"
-    """After the warm-up: "constant", or "linear" decay to zero after the last step."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: "constant", or "linear" or "cosine" decay until after the last step."""
+    min_lr_rate: Share = 0.0
+    """Share of the peak learning rate that it decays to."""
     warmup_steps: Count = 5
     """Optimiser steps of linear warm-up."""
     weight_decay: NonNegative = 0.01
@@ -166,8 +169,8 @@ class UpdateOptions:
     """AdamW's second-moment decay; the first is 0.9."""
     adam_epsilon: Positive = 1e-8
     """AdamW's epsilon."""
-    max_grad_norm: Positive = 1.0
-    """Gradient clipping by global norm."""
+    max_grad_norm: Positive = 0.015625
+    """Gradient clipping by global norm. The default is the reference's 1.0 on our scale (methods/REFERENCE.md)."""
     recompute_old_logp: bool = False
     """Take old log-probs from a forward pass rather than from the sampler; needed where the two differ in precision."""
     micro_batch_tokens: PositiveInt = 8192
@@ -232,8 +235,9 @@ class Config:
     engine: EngineOptions = field(default_factory=EngineOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
 
-    model: str = TINY
-    """Base model: "tiny" (the embedded one), a Hugging Face folder, or a hub name."""
+    model: str = DEFAULT_MODEL
+    """Base model: an embedded one ("tiny", "tiny:own_share=0.4,seed=1": model/bases.py), a Hugging Face folder, or a
+    hub name."""
     seed: Count = 0
     """Seed of everything random in the run; the base model has its own."""
     max_steps: Annotated[PositiveInt, tyro.conf.arg(aliases=["--steps"])] = 150

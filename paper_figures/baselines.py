@@ -23,12 +23,14 @@ FOLDER = Path(__file__).parent / "baselines"
 RELATIVE, ABSOLUTE = 1e-4, 1e-9
 RMS = 3.0
 DPI = 80
+README = ("map", "figure5_dynamics", "figure6_shaping")  # pictures that the README shows, finer, in readme/
+README_DPI = 160
 
 
 def frames(runs: Runs) -> dict[str, pd.DataFrame]:
     """The data behind every table and figure and of the claims, as they come back from a CSV file."""
     made = {name: module(name).data(runs) for name in (*TABLES, *FIGURES)}
-    made |= {"claims": claims.table(runs), "sensitivity": claims.sensitivity(runs)}
+    made |= {"claims": claims.table(runs), "sensitivity": claims.sensitivity(runs), "spread": claims.spread(runs)}
     return {
         name: pd.read_csv(io.StringIO(_text(frame))) if len(frame.columns) else frame for name, frame in made.items()
     }
@@ -45,6 +47,8 @@ def accept(runs: Runs, folder: Path = FOLDER) -> None:
         (folder / f"{name}.csv").write_text(_text(frame))
     for name in FIGURES:
         _picture(name, runs, folder / f"{name}.png")
+    for name in README:
+        _picture(name, runs, folder.parent / "readme" / f"{name}.png", dpi=README_DPI)
 
 
 def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
@@ -79,12 +83,12 @@ def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
     return found
 
 
-def _picture(name: str, runs: Runs, path: Path) -> None:
+def _picture(name: str, runs: Runs, path: Path, dpi: int = DPI) -> None:
     import matplotlib.pyplot as plt
 
     figure = draw(name, runs)
     with plt.rc_context(style.RC):
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        figure.savefig(path, dpi=dpi, metadata={"Software": None})
 
 
 def main() -> None:

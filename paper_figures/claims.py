@@ -1,9 +1,8 @@
 """The paper's claims as data: the statement, where it stands, the statistic that tests it, and a computed verdict.
 
-Every statistic gives one number per seed, positive where the run agrees with the paper; methods are paired by seed. The
-verdict compares the 95% Student interval over seeds with the claim's threshold: `reproduced` if it lies above,
-`not reproduced` if below, else `undecided`. The bootstrap interval over seeds stands beside it but does not decide: of
-three seeds it covers the truth only about three times in four.
+Every statistic is an effect (luffy/study/inference.py), positive where the runs agree with the paper: a difference of
+two methods over seeds, or the mean of a change within runs. The verdicts are explained there. Holm's correction is
+within a family of claims; `BOUNDS` says what counts as no effect.
 """
 
 from __future__ import annotations
@@ -14,30 +13,41 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from luffy import stats
 from luffy.evaluation.paper_numbers import PUBLISHED, read_published
 from luffy.methods import METHODS
-from luffy.stats import interval
+from luffy.study import inference
+from luffy.study.inference import Effect, welch
 
 from .runs import MAIN_SET, NoDataError, Runs
 
-Statistic = Callable[[Runs], "pd.Series[float]"]  # seed -> value; raises NoDataError where the runs do not exist
+Statistic = Callable[[Runs], Effect]  # raises NoDataError where the runs do not exist
+Values = "pd.Series[float]"
 LAST = 0.2  # share of the steps, at the end, that stands for "after training"
-SENSITIVE = ("on_policy", "sft", "rl_sft_loss", "sft_rl")
+RIVALS = ("on_policy", "sft", "rl_sft_loss", "sft_rl")
+# An effect within +- this counts as none: two points of accuracy, and what is as little in other units.
+BOUNDS = {
+    "points": 2.0,
+    "nats": 0.05,
+    "nats an answer": 0.5,
+    "tokens": 2.0,
+    "steps": 5.0,
+    "% of tokens": 0.05,
+    "%": 5.0,
+}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """statement, as the paper means it; where it is made; statistic and its unit; paper: the paper's value of it, if it
-    gives one; threshold: above it the claim holds; reruns: the pair of models whose difference others measured."""
+    """statement, as the paper means it; where it is made; family: whose tests are corrected together; statistic and its
+    unit; paper: the paper's value of it, if it gives one; reruns: the pair of models whose difference others
+    measured."""
 
-    name: str
     statement: str
     where: str
+    family: str
     statistic: Statistic
     unit: str = "points"
     paper: float | None = None
-    threshold: float = 0.0
     reruns: tuple[str, str, str] | None = None  # model, other model, "id" or "ood"
 
 
@@ -52,194 +62,303 @@ def values(runs: Runs, method: str, column: str, run_set: str = MAIN_SET, **sett
     return chosen[column].dropna()
 
 
-def gap(first: str, second: str, column: str, scale: float = 100) -> Statistic:
-    """How much the first method is above the second."""
-    return lambda runs: scale * (values(runs, first, column) - values(runs, second, column)).dropna()
+def gap(first: str, second: str, column: str, run_set: str = MAIN_SET) -> Statistic:
+    """How many points the first method is above the second."""
+    return lambda runs: welch(100 * values(runs, first, column, run_set), 100 * values(runs, second, column, run_set))
 
 
-def after(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> pd.Series[float]:
-    """Mean of a training metric over the last steps, by seed."""
-    return _mean_of_steps(runs, method, metric, run_set, lambda steps: steps > (1 - LAST) * steps.max())
-
-
-def before(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> pd.Series[float]:
-    """Mean of a training metric over the first ten steps, by seed."""
-    return _mean_of_steps(runs, method, metric, run_set, lambda steps: steps <= 10)
-
-
-def _mean_of_steps(
-    runs: Runs, method: str, metric: str, run_set: str, chosen: Callable[[pd.Series], pd.Series]
-) -> pd.Series[float]:
+def steps_of(runs: Runs, method: str, metric: str, first: float, last: float, run_set: str = MAIN_SET) -> Values:
+    """Mean of a training metric over a range of steps, as shares of all of them, by run."""
     curves = runs.curves_of(runs.of(run_set, method=method)).dropna(subset=[metric])
     curves = curves[curves["step"] > 0]
-    return curves[chosen(curves["step"])].groupby("seed")[metric].mean()
+    place = curves["step"] / curves.groupby("run")["step"].transform("max")
+    return curves[(place > first) & (place <= last)].groupby("run")[metric].mean()
 
 
-def _gain(runs: Runs, method: str, run_set: str) -> pd.Series[float]:
+def after(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> Values:
+    return steps_of(runs, method, metric, 1 - LAST, 1.0, run_set)
+
+
+def before(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> Values:
+    """Over the first sixteenth of the steps: ten of 160."""
+    return steps_of(runs, method, metric, 0.0, 1 / 16, run_set)
+
+
+def after_gap(first: str, second: str, metric: str, scale: float = 1.0) -> Statistic:
+    """How much a metric is greater after training with the first method."""
+    return lambda runs: welch(scale * after(runs, first, metric), scale * after(runs, second, metric))
+
+
+def gain(runs: Runs, method: str, run_set: str) -> Values:
     """What the reward of rollouts gained in training, in points."""
     return 100 * (after(runs, method, "reward/on", run_set) - before(runs, method, "reward/on", run_set))
 
 
-def _towards_traces(runs: Runs) -> pd.Series[float]:
+def _towards_traces(runs: Runs) -> Effect:
     traces = after(runs, "luffy", "length/off")
-    return (traces - before(runs, "luffy", "length/on")).abs() - (traces - after(runs, "luffy", "length/on")).abs()
+    start, end = before(runs, "luffy", "length/on"), after(runs, "luffy", "length/on")
+    return inference.mean((traces - start).abs() - (traces - end).abs())
 
 
-def _steps_to_half(runs: Runs, method: str) -> pd.Series[float]:
-    """First step at which rollouts are half as long as demonstrations, by seed; if never, one after the last."""
+def _steps_to_half(runs: Runs, method: str) -> Values:
+    """First step at which rollouts are half as long as demonstrations, by run; if never, one after the last."""
     curves = runs.curves_of(runs.of(method=method)).dropna(subset=["length/on", "length/off"])
     reached = curves[(curves["step"] > 0) & (curves["length/on"] >= curves["length/off"] / 2)]
-    never = curves.groupby("seed")["step"].max() + 1
-    return reached.groupby("seed")["step"].min().reindex(never.index).fillna(never)
+    never = curves.groupby("run")["step"].max() + 1
+    return reached.groupby("run")["step"].min().reindex(never.index).fillna(never)
 
 
 def _over_gamma(gamma: float) -> Statistic:
-    return lambda runs: 100 * (values(runs, "luffy", "id") - values(runs, "luffy", "id", "gamma", gamma=gamma)).dropna()
+    def statistic(runs: Runs) -> Effect:
+        other = values(runs, "luffy", "id", "gamma", gamma=gamma)
+        return welch(100 * values(runs, "luffy", "id"), 100 * other)
+
+    return statistic
 
 
-def _temperature(runs: Runs, method: str, end: float, start: float) -> pd.Series[float]:
+def _pass_at(runs: Runs, method: str, temperature: float) -> pd.Series[float]:
+    """pass@8 of final models by seed, in percent. Raises NoDataError."""
     table = runs.extra("temperatures")
-    table = table[table["method"] == method].pivot(index="seed", columns="temperature", values="pass@8")
-    return (table[end] - table[start]).dropna()
+    chosen = table[(table["method"] == method) & np.isclose(table["temperature"], temperature)]
+    if chosen.empty:
+        raise NoDataError(f"no final models of {method} were evaluated at temperature {temperature}")
+    return chosen.set_index("seed")["pass@8"]
 
 
-def _answer_length(runs: Runs) -> pd.Series[float]:
+def _with_temperature(method: str, end: float, start: float) -> Statistic:
+    """The change of one model with the temperature: the same models on both sides, so paired."""
+    return lambda runs: inference.mean((_pass_at(runs, method, end) - _pass_at(runs, method, start)).dropna())
+
+
+def _answer_length(runs: Runs) -> Effect:
     table = runs.extra("answers")
     table = table.assign(total=table["tokens"] * table["count"])
     sums = table.groupby(["method", "seed"])[["total", "count"]].sum()
     means = (sums["total"] / sums["count"]).unstack("method")
-    return (means["sft"] - means["luffy"]).dropna()
+    return welch(means["sft"], means["luffy"])
 
 
-def _saved(runs: Runs, other: str) -> pd.Series[float]:
-    """Share of the other method's operations that LUFFY does without, in percent: per parameter 2 for a generated token
-    and 6 for one that is trained on. Seconds would depend on what else the machine was doing."""
+def operations(curves: pd.DataFrame) -> Values:
+    """What was spent until each row, per parameter of the model: 2 for a generated token and 6 for one trained on, over
+    the stages together. Seconds would depend on what else the machine was doing."""
+    spent = 2 * curves["total/generated_tokens"] + 6 * curves["total/trained_tokens"]
+    ends = spent.groupby([curves["run"], curves["stage"]]).max()
+    earlier = ends.groupby("run").cumsum() - ends
+    keys = pd.MultiIndex.from_frame(curves[["run", "stage"]])
+    return spent.fillna(0) + earlier.reindex(keys).to_numpy()
 
-    def operations(method: str) -> pd.Series[float]:
-        return 2 * values(runs, method, "generated_tokens") + 6 * values(runs, method, "trained_tokens")
 
-    return 100 * (1 - operations("luffy") / operations(other)).dropna()
+def cost_to_reach(runs: Runs, method: str, accuracy: float, run_set: str = MAIN_SET) -> Values:
+    """Operations until the accuracy in distribution of a validation, by run, interpolated between validations; all of
+    them where it is never reached, which is too few."""
+    curves = runs.curves_of(runs.of(run_set, method=method)).sort_values(["run", "step"])
+    curves = curves.assign(spent=operations(curves))
+    found = {}
+    for run, rows in curves.groupby("run"):
+        known = rows.dropna(subset=["eval/id"]).groupby("step").last()  # the last of one stage is the first of the next
+        costs, reached = known["spent"].to_numpy(), np.maximum.accumulate(known["eval/id"].to_numpy())
+        found[run] = float(np.interp(accuracy, reached, costs)) if reached[-1] >= accuracy else float(costs[-1])
+    return pd.Series(found)
+
+
+REACHED = 0.9  # of the lesser of two methods' scores: what the cost is asked for
+
+
+def _saved(other: str) -> Statistic:
+    """Share of the other method's operations that LUFFY does without until both are nearly as good as the lesser of
+    them ends, in percent."""
+
+    def statistic(runs: Runs) -> Effect:
+        target = REACHED * min(values(runs, method, "id").mean() for method in ("luffy", other))
+        ours, theirs = (cost_to_reach(runs, method, target) for method in ("luffy", other))
+        return welch(100 * (1 - ours / theirs.mean()), 100 * (1 - theirs / theirs.mean()))
+
+    return statistic
+
+
+def _on_other_base(other: str, model: str) -> Statistic:
+    """LUFFY's lead, in points, on another base model of the map."""
+
+    def statistic(runs: Runs) -> Effect:
+        chosen = runs.of("map")
+        chosen = chosen[chosen["model"].str.fullmatch(rf"{model}(,seed=\d+)?")]
+        if chosen.empty:
+            raise NoDataError(f"no runs of {model} in the map")
+        parts = [100 * chosen[chosen["method"] == method]["id"] for method in ("luffy", other)]
+        return welch(*parts)
+
+    return statistic
 
 
 # --- the claims ------------------------------------------------------------------------------------------------------
 
 
-def _above(other: str, column: str) -> Claim:
+def _published(table: str, first: str, second: str, column: str = "id", group: str | None = None) -> float:
+    """The difference of two models in a published table."""
+    rows = read_published(table)
+    rows = rows if group is None else rows[rows["group"] == group]
+    accuracy = rows[rows["benchmark"] == column].set_index("model")["accuracy"]
+    return float(accuracy[first] - accuracy[second])
+
+
+def _above(first: str, second: str, column: str, statement: str = "", where: str = "Table 1") -> Claim:
     place = "in" if column == "id" else "out of"
-    paper = read_published("table1").pivot(index="model", columns="benchmark", values="accuracy")[column]
-    label = METHODS[other].label
+    labels = METHODS[first].label, METHODS[second].label
     return Claim(
-        f"luffy over {other}, {column}",
-        f"LUFFY is above {label} {place} distribution",
-        "Table 1",
-        gap("luffy", other, column),
-        paper=float(paper["LUFFY"] - paper[label]),
-        reruns=("LUFFY", label, column),
-    )
+        statement or f"{labels[0]} is above {labels[1]} {place} distribution", where, f"{place} distribution",
+        gap(first, second, column), paper=_published("table1", *labels, column), reruns=(*labels, column),
+    )  # fmt: skip
+
+
+def _ablation(first: str, second: str, statement: str, paper: float, where: str = "Table 4") -> Claim:
+    return Claim(statement, where, "ablation", gap(first, second, "id"), paper=paper)
 
 
 CLAIMS: tuple[Claim, ...] = (
-    *(_above(other, column) for column in ("id", "ood") for other in SENSITIVE),
-    Claim("shaping", "Shaping improves mixed-policy RL", "Table 4", gap("mixed_shaping", "mixed", "id"), paper=3.4),
+    *(_above("luffy", other, column) for column in ("id", "ood") for other in RIVALS),
+    _above("sft", "rl_sft_loss", "id", "RL w/ SFT Loss is below SFT in distribution"),
+    _above("on_policy", "sft", "ood"),
+    _ablation("luffy", "mixed", "LUFFY is above plain mixed-policy RL", 5.7),
+    _ablation("on_policy", "mixed", "Plain mixed-policy RL is below on-policy RL", 1.1),
+    _ablation("mixed_shaping", "mixed", "Shaping improves mixed-policy RL", 3.4),
+    _ablation("luffy", "mixed_shaping", "Removing the clip improves shaped mixed-policy RL", 2.3),
+    _ablation("on_policy", "on_policy_shaping", "Shaping hurts on-policy RL", 3.5, "Table 4, Sec. 5.4"),
+    _ablation("on_policy", "on_policy_no_clip", "Removing the clip hurts on-policy RL", 0.6),
     Claim(
-        "no clip", "Removing the clip improves shaped mixed-policy RL", "Table 4",
-        gap("luffy", "mixed_shaping", "id"), paper=2.3,
+        "Shaping keeps the entropy that plain mixing loses, per token", "Figures 2 and 6", "entropy",
+        after_gap("mixed_shaping", "mixed", "entropy/on"), "nats",
     ),
     Claim(
-        "on-policy shaping", "Shaping does not help on-policy RL (by more than a point)", "Table 4, Sec. 5.4",
-        gap("on_policy", "on_policy_shaping", "id"), paper=3.5, threshold=-1,
+        "Shaping keeps the entropy that plain mixing loses, per answer", "Figures 2 and 6", "entropy",
+        after_gap("mixed_shaping", "mixed", "entropy/answer"), "nats an answer",
     ),
     Claim(
-        "on-policy no clip", "Removing the clip does not help on-policy RL (by more than a point)", "Table 4",
-        gap("on_policy", "on_policy_no_clip", "id"), paper=0.6, threshold=-1,
+        "LUFFY keeps more entropy than on-policy RL, per token", "Figure 5", "entropy",
+        after_gap("luffy", "on_policy", "entropy/on"), "nats",
     ),
     Claim(
-        "entropy", "Shaping keeps the entropy that plain mixing loses", "Figures 2 and 6",
-        lambda runs: after(runs, "mixed_shaping", "entropy/on") - after(runs, "mixed", "entropy/on"), "nats",
+        "LUFFY keeps more entropy than on-policy RL, per answer", "Figure 5", "entropy",
+        after_gap("luffy", "on_policy", "entropy/answer"), "nats an answer",
     ),
     Claim(
-        "entropy against on-policy", "LUFFY keeps more entropy than on-policy RL", "Figure 5",
-        lambda runs: after(runs, "luffy", "entropy/on") - after(runs, "on_policy", "entropy/on"), "nats",
+        "LUFFY's reward is at first below on-policy RL's", "Figure 5", "rewards",
+        lambda runs: welch(*(100 * before(runs, method, "reward/on") for method in ("on_policy", "luffy"))),
     ),
     Claim(
-        "hard, on-policy", "On hard problems the reward of on-policy RL collapses", "Figure 4",
-        lambda runs: -_gain(runs, "on_policy", "hard"),
+        "LUFFY's reward is in the end above on-policy RL's", "Figure 5", "rewards",
+        after_gap("luffy", "on_policy", "reward/on", 100),
     ),
     Claim(
-        "hard, luffy", "On hard problems LUFFY learns where on-policy RL does not", "Figure 4",
-        lambda runs: _gain(runs, "luffy", "hard") - _gain(runs, "on_policy", "hard"),
-    ),
-    Claim("length", "Answers grow towards the length of the demonstrations", "Figure 5", _towards_traces, "tokens"),
-    Claim(
-        "length, faster", "Answers grow faster with an SFT loss", "Figure 11",
-        lambda runs: (_steps_to_half(runs, "luffy") - _steps_to_half(runs, "rl_sft_loss")).dropna(), "steps",
+        "On hard problems the reward of on-policy RL falls", "Figure 4", "rewards",
+        lambda runs: inference.mean(-gain(runs, "on_policy", "hard")),
     ),
     Claim(
-        "length, overshoot", "With an SFT loss answers grow beyond the demonstrations", "Figure 11",
-        lambda runs: after(runs, "rl_sft_loss", "length/on") - after(runs, "rl_sft_loss", "length/off"), "tokens",
-    ),
-    Claim("answer length", "LUFFY's answers are shorter than SFT's", "Figure 10", _answer_length, "tokens", paper=1814),
-    Claim(
-        "clip", "Mixed-policy RL with shaping is clipped more often than on-policy RL", "Figure 8",
-        lambda runs: 100 * (
-            after(runs, "mixed_shaping", "pg_clipfrac") - after(runs, "on_policy", "pg_clipfrac")
-        ), "% of tokens",
-    ),
-    Claim("pass@8", "LUFFY's pass@8 is above on-policy RL's", "Figure 12", gap("luffy", "on_policy", "pass@8")),
-    Claim(
-        "temperature, luffy", "LUFFY's pass@8 rises with the temperature", "Figure 12",
-        lambda runs: _temperature(runs, "luffy", 1.0, 0.1),
-    ),
-    Claim(
-        "temperature, sft", "SFT's pass@8 falls with the temperature", "Figure 12",
-        lambda runs: -_temperature(runs, "sft", 1.0, 0.1),
+        "On hard problems LUFFY learns where on-policy RL does not", "Figure 4", "rewards",
+        lambda runs: welch(gain(runs, "luffy", "hard"), gain(runs, "on_policy", "hard")),
     ),
     *(
-        Claim(f"gamma {gamma}", f"gamma = 0.1 is better than {gamma}", "Figure 9", _over_gamma(gamma))
+        Claim(
+            f"On easy problems {METHODS[method].label} learns", "Figure 4", "rewards",
+            lambda runs, method=method: inference.mean(gain(runs, method, "easy")),  # type: ignore[misc]
+        )
+        for method in ("on_policy", "luffy")
+    ),
+    Claim(
+        "Answers grow towards the length of the demonstrations", "Figure 5", "lengths", _towards_traces, "tokens"
+    ),
+    Claim(
+        "Answers grow faster with an SFT loss", "Figure 11", "lengths",
+        lambda runs: welch(_steps_to_half(runs, "luffy"), _steps_to_half(runs, "rl_sft_loss")), "steps",
+    ),
+    Claim(
+        "With an SFT loss answers grow beyond the demonstrations", "Figure 11", "lengths",
+        lambda runs: inference.mean(after(runs, "rl_sft_loss", "length/on") - after(runs, "rl_sft_loss", "length/off")),
+        "tokens",
+    ),
+    Claim("LUFFY's answers are shorter than SFT's", "Figure 10", "lengths", _answer_length, "tokens", 4646 - 2832),
+    Claim(
+        "Mixed-policy RL with shaping is clipped more often than on-policy RL", "Figure 8", "clip",
+        lambda runs: welch(
+            *(100 * steps_of(runs, method, "pg_clipfrac", 0, 1) for method in ("mixed_shaping", "on_policy"))
+        ),
+        "% of tokens",
+    ),
+    Claim(
+        "LUFFY's pass@8 at temperature 1 is above SFT's", "Figure 12", "pass@8",
+        lambda runs: welch(_pass_at(runs, "luffy", 1.0), _pass_at(runs, "sft", 1.0)),
+    ),
+    Claim(
+        "LUFFY's pass@8 at temperature 1 is above on-policy RL's", "Figure 12", "pass@8",
+        lambda runs: welch(_pass_at(runs, "luffy", 1.0), _pass_at(runs, "on_policy", 1.0)),
+    ),
+    Claim("LUFFY's pass@8 rises with the temperature", "Figure 12", "pass@8", _with_temperature("luffy", 1.0, 0.1)),
+    Claim(
+        "SFT's pass@8 falls with the temperature", "Figure 12", "pass@8", _with_temperature("sft", 0.1, 1.0)
+    ),
+    *(
+        Claim(f"gamma = 0.1 is better than {gamma}", "Figure 9", "gamma", _over_gamma(gamma))
         for gamma in (0.05, 0.2, 0.3, 0.5)
     ),
-    Claim(
-        "cost, sft_rl", "LUFFY needs less than SFT+RL (ours: operations; the paper: GPU hours)", "Table 2",
-        lambda runs: _saved(runs, "sft_rl"), "%", paper=40.8,
+    *(
+        Claim(
+            f"LUFFY is above {METHODS[other].label} on a {kind} base", "Table 3, Figure 3", "other bases",
+            _on_other_base(other, model),
+            paper=_published("table3", "LUFFY", METHODS[other].label, "id", group),
+        )
+        for kind, model, group in (
+            ("weaker", "tiny:own_share=0.1", "Qwen2.5-Math-1.5B"), ("stronger", "tiny:own_share=0.8", "Qwen2.5-7B-Instruct")
+        )
+        for other in ("on_policy", "sft")
     ),
-    Claim(
-        "cost, rl_sft_loss",
-        "LUFFY needs less than RL with SFT loss (ours: operations; the paper: GPU hours)", "Table 2",
-        lambda runs: _saved(runs, "rl_sft_loss"), "%", paper=42.1,
+    *(
+        Claim(
+            f"Longer training improves LUFFY {'in' if column == 'id' else 'out of'} distribution", "Table 1", "longer",
+            lambda runs, column=column: welch(  # type: ignore[misc]
+                100 * values(runs, "luffy", column, "plus"), 100 * values(runs, "luffy", column)
+            ),
+            paper=paper,
+        )
+        for column, paper in (("id", 0.3), ("ood", 4.0))
+    ),
+    *(
+        Claim(
+            f"LUFFY needs less than {METHODS[other].label} to become as good (ours: operations; the paper: GPU hours)",
+            "Table 2", "cost", _saved(other), "%", paper,
+        )
+        for other, paper in (("sft_rl", 40.8), ("rl_sft_loss", 42.1))
     ),
 )  # fmt: skip
 
 
-def verdict(seeds: list[float], threshold: float) -> str:
-    """What the values over seeds say of a claim that holds above the threshold."""
-    mean, half = interval(seeds)
-    if half != half:  # of one seed
-        return "undecided"
-    return "reproduced" if mean - half > threshold else "not reproduced" if mean + half < threshold else "undecided"
-
-
 def table(runs: Runs) -> pd.DataFrame:
-    """One row per claim: our value with its t interval and bootstrap interval over seeds, the paper's, that of the
-    independent re-runs, and the verdict; "no data" where the runs do not exist."""
+    """One row per claim: our value with its 95% interval, the seeds, the paper's value, that of the independent
+    re-runs, p with and without Holm's correction, and the verdict ("no data" where the runs do not exist); if it is
+    undecided, the seeds a method that would decide."""
     reruns = pd.read_csv(PUBLISHED / "reruns.csv")
-    rows = []
+    effects: list[Effect | None] = []
     for claim in CLAIMS:
-        row: dict[str, object] = {"claim": claim.statement, "where": claim.where, "unit": claim.unit}
         try:
-            seeds = claim.statistic(runs).dropna().tolist()
+            effects.append(claim.statistic(runs))
         except NoDataError:
-            seeds = []
-        if seeds:
-            mean, half = interval(seeds)
-            spread = stats.bootstrap([seeds])
-            row |= {"ours": mean, "low": mean - half, "high": mean + half}
-            row |= {"bootstrap low": spread.low, "bootstrap high": spread.high}
-        row |= {"seeds": len(seeds), "threshold": claim.threshold, "paper": claim.paper}
-        row["re-runs"] = _rerun_values(reruns, claim)
-        row["verdict"] = verdict(seeds, claim.threshold) if seeds else "no data"
+            effects.append(None)
+    adjusted: dict[int, float] = {}
+    for family in dict.fromkeys(claim.family for claim in CLAIMS):
+        places = [i for i, claim in enumerate(CLAIMS) if claim.family == family and effects[i] is not None]
+        ps = [effect.p for i in places if (effect := effects[i]) is not None]
+        adjusted |= dict(zip(places, inference.holm(ps), strict=True))
+    rows = []
+    for i, (claim, effect) in enumerate(zip(CLAIMS, effects, strict=True)):
+        row: dict[str, object] = {"claim": claim.statement, "where": claim.where, "family": claim.family}
+        row |= {"unit": claim.unit, "paper": claim.paper, "re-runs": _rerun_values(reruns, claim), "verdict": "no data"}
+        if effect is not None and effect.seeds:
+            found = inference.verdict(effect, adjusted[i], BOUNDS[claim.unit])
+            row |= {"ours": effect.value, "low": effect.low, "high": effect.high, "seeds": effect.seeds}
+            row |= {"p": effect.p, "p (Holm)": adjusted[i], "verdict": found}
+            if found == "undecided":
+                row["seeds needed"] = inference.seeds_needed(effect)
         rows.append(row)
-    columns = ["claim", "where", "ours", "low", "high", "bootstrap low", "bootstrap high", "unit", "seeds"]
-    return pd.DataFrame(rows).reindex(columns=[*columns, "threshold", "paper", "re-runs", "verdict"])
+    columns = ["claim", "where", "family", "ours", "low", "high", "unit", "seeds", "paper", "re-runs"]
+    return pd.DataFrame(rows).reindex(columns=[*columns, "p", "p (Holm)", "verdict", "seeds needed"])
 
 
 def _rerun_values(reruns: pd.DataFrame, claim: Claim) -> str:
@@ -255,46 +374,45 @@ def _rerun_values(reruns: pd.DataFrame, claim: Claim) -> str:
     return ", ".join(found)
 
 
+def spread(runs: Runs) -> pd.DataFrame:
+    """What scores of the main runs vary with, in points (standard deviations): the base model, the seed of a run on
+    one base, and the choice of problems that it is measured on (bootstrap over the problems of final evaluations)."""
+    chosen = runs.of().rename(columns={"model": "base"})
+    rows = []
+    for column in ("id", "ood"):
+        parts = inference.components(chosen, column)
+        row = {"score": column, **{name: 100 * value for name, value in parts.items()}}
+        if f"{column} problems" in chosen:
+            row["problems"] = 100 * float(np.sqrt((chosen[f"{column} problems"] ** 2).mean()))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def sensitivity(runs: Runs) -> pd.DataFrame:
     """How LUFFY's lead, in points, moves with what we chose: a row per change, a column per other method in and out of
     distribution. Rows whose runs do not exist are left out."""
     usual = runs.runs[runs.runs["set"] == MAIN_SET]
-    rows = [
-        _leads(usual, "none (mean over seeds)"),
-        _leads(runs.runs[runs.runs["set"] == "base1"], "another base model"),
-    ]
+    rows = [_leads(usual, "none")]
     # gamma is LUFFY's alone: the others are those of the main runs
-    others = usual[usual["method"].isin(SENSITIVE)]
+    others = usual[usual["method"].isin(RIVALS)]
     for gamma, part in runs.runs[runs.runs["set"] == "gamma"].groupby("gamma", sort=True):
-        rows.append(_leads(pd.concat([part, others]), f"gamma {gamma:g} (mean over seeds)"))
+        rows.append(_leads(pd.concat([part, others]), f"gamma {gamma:g}"))
     changed = runs.runs[runs.runs["set"] == "sensitivity"]
     names = {
-        "steps": "steps", "trace_errors": "share of wrong traces", "difficulties": "difficulties",
+        "trace_errors": "share of wrong traces", "verbosity": "share of steps written twice",
         "learning_rate": "learning rate", "num_traces": "traces per problem and group",
     }  # fmt: skip
-    plain = changed[_same(changed, usual, [name for name in names if name != "steps"])]
     for column, name in names.items():
         for value, part in changed.groupby(column, sort=True) if len(usual) else ():
             if value not in set(usual[column]):
-                label = f"{name} {value}" if column == "steps" else f"{name} {value}, {part['steps'].max()} steps"
-                rows.append(_leads(plain if column == "steps" else part, label))
+                rows.append(_leads(part, f"{name} {value:g} (one seed)"))
     return pd.DataFrame([row for row in rows if len(row) > 1])
-
-
-def _same(runs: pd.DataFrame, usual: pd.DataFrame, columns: list[str]) -> pd.Series[bool]:
-    """Which runs have values in these columns that the main runs have too."""
-    same = pd.Series(True, index=runs.index)
-    for column in columns:
-        same &= runs[column].isin(set(usual[column]))
-    return same
 
 
 def _leads(runs: pd.DataFrame, name: str) -> dict[str, object]:
     row: dict[str, object] = {"change": name}
     for column in [name for name in ("id", "ood") if name in runs]:
-        for other in SENSITIVE:
-            pair = [runs[runs["method"] == method].set_index("seed")[column] for method in ("luffy", other)]
-            leads = (100 * (pair[0] - pair[1])).dropna()
-            if len(leads):
-                row[f"{METHODS[other].label}, {column}"] = float(np.mean(leads))
+        means = 100 * runs.groupby("method")[column].mean()
+        for other in [other for other in RIVALS if {"luffy", other} <= set(means.index)]:
+            row[f"{METHODS[other].label}, {column}"] = float(means["luffy"] - means[other])
     return row

@@ -48,9 +48,14 @@ def draw(table: pd.DataFrame) -> Figure:
                 continue
             mean = np.average(rows["tokens"], weights=rows["count"])
             axis.hist(
-                rows["tokens"], bins=np.arange(0, 100, 4).tolist(), weights=100 * rows["count"] / mine["count"].sum(),
+                rows["tokens"], bins=np.arange(0, 132, 4).tolist(), weights=100 * rows["count"] / mine["count"].sum(),
                 color=style.LOOKS[method]["color"], alpha=0.5, label=METHODS[method].label,
             )  # fmt: skip
             axis.axvline(mean, color=style.LOOKS[method]["color"], linestyle="--", linewidth=1)
+            place = 0.95 - 0.1 * SHOWN.index(method)
+            label = f"mean {mean:.1f}"
+            axis.text(
+                0.97, place, label, transform=axis.transAxes, ha="right", va="top", color=style.LOOKS[method]["color"]
+            )
     style.legend_below(figure, axes)
     return figure

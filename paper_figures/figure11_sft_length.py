@@ -31,5 +31,7 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = curves.draw(table, TITLES)
     traces = table[table["metric"] == TRACES]
     if not traces.empty:
-        figure.axes[0].axhline(traces["mean"].mean(), color="black", linestyle=":", linewidth=1)
+        length = traces["mean"].mean()
+        figure.axes[0].axhline(length, color="black", linestyle=":", linewidth=1)
+        figure.axes[0].text(0, length * 1.02, "demonstrations", fontsize=7, va="bottom")
     return figure

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 CAPTION = (
     "Figure 1. One group: the policy samples n - 1 rollouts of a question, a stronger model contributes a "
     "demonstration. All are verified, advantages are taken over the union, and the demonstration's token "
-    "probabilities are shaped."
+    "probabilities are shaped; ratios and advantages make the loss."
 )
 
-# name: (x, y, width, text, colour); drawn in a space of 10 x 4
+# name: (x, y, width, text, colour); drawn in a space of 12 x 4
 BOXES = {
     "question": (0.1, 1.6, 1.1, "question\n$q$", "#EEEEEE"),
     "policy": (1.9, 2.5, 1.5, "policy\n$\\pi_\\theta$", "#CFE3F1"),
@@ -29,6 +29,7 @@ BOXES = {
     "trace": (4.1, 0.7, 1.6, "demonstration\n$\\tau_n$", "#F6D9C6"),
     "verifier": (6.3, 1.6, 1.5, "verifier,\nunion of\nthe group", "#D5EBDD"),
     "advantages": (8.3, 2.5, 1.6, "advantages\n$\\hat A_1 \\ldots \\hat A_n$", "#D5EBDD"),
+    "loss": (10.7, 1.6, 1.1, "loss\n(Eq. 6)", "#EEEEEE"),
     "weights": (8.3, 0.7, 1.6, "$r_1 \\ldots r_{n-1}$\nshaped $f(\\pi_n)$", "#F3E3A8"),
 }
 ARROWS = (
@@ -44,8 +45,8 @@ def data(runs: Runs) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    figure, (axes,) = style.panels(1, width=8.4, height=3.4)
-    axes.set(xlim=(0, 10), ylim=(0.2, 4.3))
+    figure, (axes,) = style.panels(1, width=9.6, height=3.5)
+    axes.set(xlim=(0, 12), ylim=(0.4, 4.7))
     axes.axis("off")
     for x, y, width, text, color in BOXES.values():
         box = FancyBboxPatch((x, y), width, HEIGHT, boxstyle="round,pad=0.04", facecolor=color, edgecolor="#555555")
@@ -55,9 +56,15 @@ def draw(table: pd.DataFrame) -> Figure:
         (x0, y0, width, *_), (x1, y1, *_) = BOXES[start], BOXES[end]
         points = (x0 + width + 0.06, y0 + HEIGHT / 2), (x1 - 0.06, y1 + HEIGHT / 2)
         axes.add_patch(FancyArrowPatch(*points, arrowstyle="-|>", mutation_scale=10, color="#555555"))
-    back = FancyArrowPatch(
-        (9.1, 3.48), (2.65, 3.48), arrowstyle="-|>", mutation_scale=10, color="#555555", connectionstyle="arc3,rad=0.12"
-    )
-    axes.add_patch(back)
-    axes.text(5.9, 4.08, "update of the policy", ha="center", va="center", fontsize=8.5)
+    # rollouts have ratios too; ratios and advantages make the loss, whose gradient updates the policy
+    bends = {
+        ((5.75, 2.75), (8.24, 1.35)): "arc3,rad=0.0",
+        ((9.95, 2.95), (10.75, 2.5)): "arc3,rad=-0.2",
+        ((9.95, 1.15), (10.75, 1.75)): "arc3,rad=0.2",
+        ((11.2, 2.58), (2.65, 3.48)): "arc3,rad=0.28",
+    }
+    for points, bend in bends.items():
+        arrow = dict(arrowstyle="-|>", mutation_scale=10, color="#555555", connectionstyle=bend)
+        axes.add_patch(FancyArrowPatch(*points, **arrow))
+    axes.text(6.9, 4.42, "update of the policy", ha="center", va="center", fontsize=8.5)
     return figure

@@ -14,14 +14,17 @@ from luffy.study import style
 from .runs import Runs
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = ("on_policy", "sft", "luffy")
 REFERENCE = {"Qwen2.5-7B-Instruct": "Base"}  # what the paper's figure starts from; else Instruct
 CAPTION = (
-    "Figure 3. Average accuracy in distribution. Hatched: the paper's six benchmarks (Table 3). Plain: measured on "
-    "the embedded world, mean over seeds, a dot per seed; each base model is another pre-training seed."
+    "Figure 3. Average accuracy in distribution. Above, hatched: the paper's six benchmarks (Table 3). Below: measured "
+    "on the embedded world, mean over seeds, a dot per run; the base models differ in the share of answers in which they "
+    "work step by step before training."
 )
+ORDER = ("Base", "Instruct", "SFT", "On-Policy RL", "LUFFY")
 
 
 def data(runs: Runs) -> pd.DataFrame:
@@ -33,34 +36,46 @@ def data(runs: Runs) -> pd.DataFrame:
         values = dict(zip(part["model"], part["accuracy"], strict=True))
         for name in (REFERENCE.get(str(group), "Instruct"), "SFT", "On-Policy RL", "LUFFY"):
             rows.append({"origin": "published", "backbone": group, "model": name, "seed": 0, "accuracy": values[name]})
-    measured = runs.runs[runs.runs["set"].isin(["full", "base1"]) & runs.runs["method"].isin(SHOWN)].dropna(
-        subset=["id"]
-    )
-    for run in measured.sort_values(["set", "method", "seed"], ascending=[False, True, True]).to_dict("records"):
-        label = METHODS[run["method"]].label
-        row = {"origin": "measured", "backbone": f"{run['model']} (ours)", "model": label, "seed": run["seed"]}
-        rows.append(row | {"accuracy": 100 * run["id"]})
+    for model, chosen in runs.on_bases().items():
+        found = {"Base": (chosen.drop_duplicates("model"), "base id")}
+        found |= {METHODS[method].label: (chosen[chosen["method"] == method], "id") for method in SHOWN}
+        for label, (part, column) in found.items():
+            for run in part.dropna(subset=[column]).sort_values("seed").to_dict("records"):
+                row = {"origin": "measured", "backbone": model, "model": label, "seed": run["seed"]}
+                rows.append(row | {"accuracy": 100 * run[column]})
     return pd.DataFrame(rows)
 
 
 def draw(table: pd.DataFrame) -> Figure:
-    backbones = list(dict.fromkeys(table["backbone"]))
-    figure, axes = style.panels(len(backbones), width=1.75, height=2.7)
+    origins = [list(dict.fromkeys(table[table["origin"] == name]["backbone"])) for name in ("published", "measured")]
+    columns = max(map(len, origins))
+    figure, axes = style.panels(columns, 2, width=1.75, height=2.5)
     colors = {METHODS[m].label: style.LOOKS[m]["color"] for m in SHOWN}
-    for axis, backbone in zip(axes, backbones, strict=True):
-        rows = table[table["backbone"] == backbone]
-        order = [m for m in ("Base", "Instruct", "SFT", "On-Policy RL", "LUFFY") if m in set(rows["model"])]
-        hatch = "///" if (rows["origin"] == "published").all() else ""
-        for place, model in enumerate(order):
-            values = rows[rows["model"] == model]["accuracy"]
-            color = colors.get(model, "#BBBBBB")
-            axis.bar(place, values.mean(), color=color, alpha=0.6, hatch=hatch, edgecolor="#444444", linewidth=0.5)
-            if len(values) > 1:
-                axis.plot(np.full(len(values), place), values, "o", color="black", markersize=2.5)
-            axis.text(place, values.max() + 1, f"{values.mean():.1f}", ha="center", va="bottom", fontsize=7)
-        axis.set_xticks(range(len(order)), order, rotation=40, ha="right", fontsize=7)
-        axis.set(title=backbone.removeprefix("Qwen2.5-"), ylim=(0, 100 if not hatch else 50))
+    for place, axis in enumerate(axes):
+        row, column = divmod(place, columns)
+        if column >= len(origins[row]):
+            axis.set_visible(False)
+            continue
+        backbone = origins[row][column]
+        _bars(axis, table[table["backbone"] == backbone], colors, hatch="" if row else "///")
+        axis.set(
+            title=backbone.removeprefix("Qwen2.5-").replace("tiny:own_share=", "own share "),
+            ylim=(0, 110 if row else 50),
+        )
         axis.title.set_fontsize(8)
-        axis.grid(axis="x", visible=False)
-    axes[0].set_ylabel("average accuracy (%)")
+        if column == 0:
+            axis.set_ylabel("average accuracy (%)")
     return figure
+
+
+def _bars(axis: Axes, rows: pd.DataFrame, colors: dict[str, str], hatch: str) -> None:
+    order = [model for model in ORDER if model in set(rows["model"])]
+    for place, model in enumerate(order):
+        values = rows[rows["model"] == model]["accuracy"]
+        color = colors.get(model, "#BBBBBB")
+        axis.bar(place, values.mean(), color=color, alpha=0.6, hatch=hatch, edgecolor="#444444", linewidth=0.5)
+        if len(values) > 1:
+            axis.plot(np.full(len(values), place), values, "o", color="black", markersize=2)
+        axis.text(place, values.max() + 1, f"{values.mean():.1f}", ha="center", va="bottom", fontsize=7)
+    axis.set_xticks(range(len(order)), order, rotation=40, ha="right", fontsize=7)
+    axis.grid(axis="x", visible=False)

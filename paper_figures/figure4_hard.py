@@ -18,7 +18,7 @@ SETS = {"easy": "easy problems", "hard": "hard problems"}
 METHODS = ("on_policy", "luffy")
 CAPTION = (
     "Figure 4. Reward of rollouts during training on easy problems and on hard ones (presets easy and hard: two and "
-    "three operations, four and five); mean over seeds and their range."
+    "three operations, five and six); mean over seeds and their range."
 )
 
 
@@ -44,6 +44,6 @@ def draw(table: pd.DataFrame) -> Figure:
             missing(axis, f"no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset {name}")
             continue
         style.draw_curves(axis, rows)
-        axis.set_ylim(bottom=-0.02)
+        axis.set_ylim(-0.02, 1.0)
     style.legend_below(figure, axes)
     return figure

@@ -25,10 +25,12 @@ CAPTION = (
 
 
 def data(runs: Runs) -> pd.DataFrame:
-    """Columns gamma, seed, id, ood (percent)."""
+    """Columns gamma, seed, id, ood, base id, base ood (percent)."""
     table = runs.runs[runs.runs["set"].isin(["full", "gamma"]) & (runs.runs["method"] == "luffy")]
-    table = table[["gamma", "seed", "id", "ood"]].sort_values(["gamma", "seed"], ignore_index=True)
-    return table.assign(id=100 * table["id"], ood=100 * table["ood"])
+    scores = ["id", "ood", "base id", "base ood"]
+    table = table[["gamma", "seed", *scores]].sort_values(["gamma", "seed"], ignore_index=True)
+    table[scores] *= 100
+    return table
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -47,5 +49,8 @@ def draw(table: pd.DataFrame) -> Figure:
         )  # fmt: skip
         for place, gamma in enumerate(gammas):
             axis.plot([place + 0.12] * len(values[gamma]), values[gamma], "o", color="black", markersize=2.5)
+        base = table[f"base {column}"].mean()
+        axis.axhline(base, **style.BASE, linewidth=1)
+        axis.text(0, base + 1, "Base", color=style.BASE["color"], fontsize=7, va="bottom")
         axis.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas])
     return figure

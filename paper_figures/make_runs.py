@@ -1,16 +1,16 @@
 """Makes all the runs that tables and figures are drawn from, and the files in paper_figures/runs.
 
-`python -m paper_figures.make_runs --work DIR --out paper_figures/runs` trains the presets full, hard, easy, gamma and
-sensitivity, the main methods on a second base model, and evaluates final models over temperatures; hours on two cores.
-It can be stopped and started again at any time: what is there is not made again.
+`python -m paper_figures.make_runs` trains the sets below, seed by seed, measures the base models, evaluates
+final models over temperatures, and adds all of it to the files; many hours on two cores. It can be stopped and started
+again at any time, on another machine too: what the files hold already is not made again. `--collect-only` writes down
+what is there so far. `--check 6` repeats six of the committed runs and compares.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
-import subprocess
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,55 +18,82 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from luffy import benchmarks, evaluate_models, experiments, presets
+from luffy import benchmarks, evaluate_models, experiments, presets, results
 from luffy.evaluation.evaluate import Evaluation
+from luffy.study import premise
 from luffy.study.experiments import Job
+from luffy.study.inference import pooled
 
 from . import runs
 
 log = logging.getLogger(__name__)
 
-PRESETS = ("full", "hard", "easy", "gamma", "sensitivity")
-SECOND_BASE = 1  # pre-training seed
-MAIN_METHODS = ("on_policy", "mixed", "mixed_shaping", "luffy", "sft", "rl_sft_loss", "sft_rl")
+SETS = ("full", "hard", "easy", "gamma", "plus", "map", "sensitivity")
+ONE_SEED = "sensitivity"
+BASE = "base"  # in extras, the name of models before training
 EVALUATED = ("on_policy", "sft", "luffy")
+EVALUATED_SEEDS = range(5)
 TEMPERATURES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 LENGTHS_AT = 0.6  # temperature of figures 7 and 10
 PROBLEMS, SAMPLES = 200, 8
 
 
-def jobs(work: Path) -> list[Job]:
-    """Every run, the sets one after the other."""
-    found = [job for name in PRESETS for job in experiments.preset_jobs(presets.load_preset(name), work / name)]
-    base = {**presets.load_preset("full"), "methods": MAIN_METHODS, "seeds": [0], "model": str(_second_base(work))}
-    return found + experiments.preset_jobs(base, work / "base1")
+def jobs(work: Path, sets: Sequence[str] = SETS) -> list[Job]:
+    """Every run, seed by seed through the sets, so that what there is at any time is of all of them; last the set that
+    has one seed only."""
+    found = [(name, job) for name in sets for job in experiments.preset_jobs(presets.load_preset(name), work / name)]
+    return [job for name, job in sorted(found, key=lambda pair: (pair[0] == ONE_SEED, pair[1].config.seed))]
 
 
-def _second_base(work: Path) -> Path:
-    return work.resolve() / "models" / f"tiny-{SECOND_BASE}"  # its path is part of a run's configuration
+def missing(wanted: Sequence[Job], known: runs.Runs | None) -> list[Job]:
+    """The runs that the files do not hold: their directories' names end in a hash of the configuration."""
+    made = {facts["run"] for facts in known.manifest.values()} if known else set()
+    return [job for job in wanted if f"{job.run_dir.parent.name}/{job.run_dir.name}" not in made]
 
 
-def pretrain(work: Path) -> None:
-    """Pre-trains the second base model, if it is not there."""
-    folder = _second_base(work)
-    if not (folder / "model.safetensors").is_file():
-        command = [sys.executable, "-m", "luffy.model.pretrain", "--seed", str(SECOND_BASE), "--out", str(folder)]
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def bases(wanted: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
+    """What every base model of the runs can do before training, at both temperatures; those that are known as they
+    are."""
+    table = known.extras.get("bases", pd.DataFrame()) if known else pd.DataFrame()
+    for job in wanted:
+        model = job.config.model
+        if len(table) and model in set(table["model"]):
+            continue
+        log.info("measuring %s", model)
+        for temperature in premise.TEMPERATURES:
+            values = {"think_format": job.config.reward.think_format}
+            rows = premise.measure(model, (3, 4, 5, 6, 7), temperature=temperature, **values)
+            table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    return table
 
 
-def evaluations(work: Path) -> dict[tuple[str, int, float], Evaluation]:
-    """The final models of some methods of the main runs, in distribution, by method, seed and temperature."""
+def evaluations(work: Path, known: runs.Runs | None) -> dict[tuple[str, int, float], Evaluation]:
+    """Final models of the main runs, and their base models, in distribution, by method, seed and temperature; without
+    those that are known."""
+    done: set[tuple[str, int, float]] = set()
+    if known and "temperatures" in known.extras:
+        rows = known.extras["temperatures"]
+        done = set(zip(rows["method"], rows["seed"], rows["temperature"], strict=True))
     loaded = benchmarks.load(["chain"], limit=PROBLEMS)
-    models, keys = {}, {}
+    models: dict[str, Any] = {}
+    keys: dict[str, tuple[str, int, float]] = {}
+    window = 0
     for job in runs.find(work).get(runs.MAIN_SET, ()):
-        if job.config.method.name in EVALUATED:
+        seed, window = job.config.seed, job.config.data.max_completion_length
+        sources = {job.config.method.name: str(job.run_dir)} if job.config.method.name in EVALUATED else {}
+        if job.config.method.name == EVALUATED[0]:
+            sources[BASE] = job.config.model
+        for name, source in sources.items() if seed in EVALUATED_SEEDS else ():
             for temperature in TEMPERATURES:
-                label = f"{job.run_dir.name} at {temperature}"
-                models[label] = {"model": str(job.run_dir), "temperature": temperature}
-                keys[label] = job.config.method.name, job.config.seed, temperature
-    settings = {"samples": SAMPLES, "device": "cpu", "verifier_workers": 1}
+                key = name, seed, temperature
+                if key not in done:
+                    label = f"{name}-seed{seed} at {temperature}"
+                    models[label], keys[label] = {"model": source, "temperature": temperature}, key
+    settings = {"samples": SAMPLES, "device": "cpu", "verifier_workers": 1, "boxed_format": True}
+    settings["max_completion_length"] = window
     found = evaluate_models(models, loaded, work / "evaluations", **settings) if models else {}
     return {keys[label]: evaluation for label, evaluation in found.items()}
 
@@ -93,7 +120,8 @@ def answers(found: dict[tuple[str, int, float], Evaluation]) -> pd.DataFrame:
 
 def cases(found: dict[tuple[str, int, float], Evaluation], seed: int = 0) -> pd.DataFrame:
     """The first of the hardest problems that LUFFY's first answer gets right and the others' wrong, with the answers;
-    if there is none, the first of the hardest. Columns method, prompt, answer, text, tokens, right, chosen_of."""
+    if there is none, the first of the hardest. Columns method, prompt, answer, text, tokens, right, chosen_of, which
+    also counts the problems that LUFFY alone gets wrong."""
     chosen = {method: found[method, seed, LENGTHS_AT] for method in EVALUATED}
     problems = benchmarks.load(["chain"], limit=PROBLEMS)[0].problems
     hardest = max(problem.columns["difficulty"] for problem in problems)
@@ -102,27 +130,72 @@ def cases(found: dict[tuple[str, int, float], Evaluation], seed: int = 0) -> pd.
         method: {row["problem"]: row for row in evaluation.rows() if row["sample"] == 0}
         for method, evaluation in chosen.items()
     }
-    wanted = {method: method == "luffy" for method in EVALUATED}
-    fitting = [i for i in places if all(first[method][i]["right"] == right for method, right in wanted.items())]
-    place = (fitting or places)[0]
+
+    def alone(right: bool) -> list[int]:
+        """The problems at which LUFFY is right, or wrong, and all the others are not."""
+        wanted = {method: (method == "luffy") == right for method in EVALUATED}
+        return [i for i in places if all(first[method][i]["right"] == value for method, value in wanted.items())]
+
+    place = (alone(True) or places)[0]
+    counted = (
+        f"Of {len(places)} problems of this difficulty LUFFY alone is right at {len(alone(True))}, "
+        f"alone wrong at {len(alone(False))}"
+    )
     rows = []
     for method in EVALUATED:
         row = first[method][place]
         text = chosen[method].completions()[row["benchmark"], row["problem"], row["key"]][0].text
         facts = {"prompt": problems[place].prompt[0]["content"], "answer": row["answer"], "text": text}
         facts |= {"tokens": row["tokens"], "right": row["right"]}
-        rows.append({"method": method, **facts, "chosen_of": f"{len(fitting)} of {len(places)} problems are like it"})
+        rows.append({"method": method, **facts, "chosen_of": counted})
     return pd.DataFrame(rows)
 
 
-def collect(work: Path, out: Path, *, add: bool = False) -> None:
-    """Writes the files of runs.py from what is in the work folder; add: beside the runs that they have already."""
-    found = evaluations(work)
-    complete = {method for method, seed, _ in found if seed == 0} == set(EVALUATED)
-    made = {"temperatures": temperatures, "answers": answers, "cases": cases}
-    extras = {name: make(found) for name, make in made.items()} if complete else {}
-    made_now = replace(runs.from_directories(work), extras=extras)
-    runs.write(runs.merge(runs.load(out), made_now) if add else made_now, out)
+def collect(work: Path, out: Path, wanted: Sequence[Job] = ()) -> runs.Runs:
+    """Adds to the files what is in the work folder, and writes them. wanted: runs whose base models are measured."""
+    known = runs.load(out) if (out / "runs.csv").is_file() else None
+    extras = {"bases": bases(wanted, known)} if wanted else {}
+    found = evaluations(work, known)
+    if found:
+        extras |= {"temperatures": temperatures(found), "answers": answers(found)}
+    if all((method, 0, LENGTHS_AT) in found for method in EVALUATED):
+        extras["cases"] = cases(found)
+    made = replace(runs.from_directories(work), extras=extras)
+    merged = runs.merge(known, made) if known else made
+    runs.write(merged, out)
+    return merged
+
+
+def train(wanted: Sequence[Job], parallel: int | None) -> None:
+    """Runs them all, with a line of progress whenever one is complete."""
+    last = -1
+    for statuses in experiments.run(wanted, parallel=parallel, poll_s=10):
+        done = sum(status.state == "complete" for status in statuses)
+        if done != last:
+            log.info("%d of %d runs are complete", done, len(wanted))
+            last = done
+
+
+def check(count: int, work: Path, known: runs.Runs, parallel: int | None) -> tuple[pd.DataFrame, float]:
+    """Repeats that many of the committed main runs, methods in turn, and compares. Returns a row per run, and the
+    chance that runs of the same distribution lie as far apart (chi-squared of the differences of scores, in units of
+    the standard deviation over seeds)."""
+    from scipy import stats
+
+    main = known.of()
+    names = {facts["run"]: int(number) for number, facts in known.manifest.items()}
+    offered = [job for job in jobs(work, [runs.MAIN_SET]) if f"{runs.MAIN_SET}/{job.run_dir.name}" in names]
+    chosen = offered[:: max(1, len(offered) // count)][:count]
+    train(chosen, parallel)
+    _, deviation, _ = pooled(main, "id", ["method"])
+    rows = []
+    for job, again in zip(chosen, results.per_run(chosen).to_dict("records"), strict=True):
+        before = main[main["run"] == names[f"{runs.MAIN_SET}/{job.run_dir.name}"]].iloc[0]
+        gap = again["id"] - before["id"]
+        facts = {"method": job.config.method.name, "seed": job.config.seed, "committed": 100 * before["id"]}
+        rows.append({**facts, "again": 100 * again["id"], "in deviations": gap / (math.sqrt(2) * deviation)})
+    table = pd.DataFrame(rows)
+    return table, float(stats.chi2.sf(np.square(table["in deviations"]).sum(), len(table)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,20 +203,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("runs/published"), help="where runs and evaluations live")
     parser.add_argument("--out", type=Path, default=runs.COMMITTED)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS)
     parser.add_argument("--parallel", type=int, help="runs at once; one per core or GPU unless said otherwise")
-    parser.add_argument("--add", action="store_true", help="keep the runs in OUT that WORK does not have")
     parser.add_argument("--collect-only", action="store_true", help="train nothing: write the files from what is there")
+    parser.add_argument("--check", type=int, default=0, metavar="N", help="repeat N committed runs and compare")
     known = parser.parse_args(arguments)
+    if known.check:
+        table, p = check(known.check, known.work / "check", runs.load(known.out), known.parallel)
+        print(table.round(2).to_string(index=False))
+        sys.exit(f"not the distribution of the committed runs: p = {p:.2g}" if p < 0.001 else 0)
+    there = runs.load(known.out) if (known.out / "runs.csv").is_file() else None
+    wanted = missing(jobs(known.work, known.sets), there)
     if not known.collect_only:
-        pretrain(known.work)
-        wanted = jobs(known.work)
-        last = -1
-        for statuses in experiments.run(wanted, parallel=known.parallel, poll_s=10):
-            done = sum(status.state == "complete" for status in statuses)
-            if done != last:
-                log.info("%d of %d runs are complete", done, len(wanted))
-                last = done
-    collect(known.work, known.out, add=known.add)
+        train(wanted, known.parallel)
+    collect(known.work, known.out, wanted)
 
 
 if __name__ == "__main__":

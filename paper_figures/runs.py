@@ -10,8 +10,11 @@
 `python -m paper_figures.make_runs` makes the runs (with --add, some of them beside those that are there);
 `python -m paper_figures.runs RUNS OUT` writes these files from run directories. The committed ones are in
 paper_figures/runs and are what figures are drawn from unless told otherwise.
-Those whose manifest says version e98afb5ef853 were made with the values of today's presets before these were files, the
-second base model by `python -m luffy.model.pretrain --seed 1`.
+
+    bases.csv        what the base models can do before training (luffy.study.premise)
+
+A run that is trained again on another machine may differ in its last bits, and so in every later number: what can be
+repeated is the distribution over seeds (make_runs --check).
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ import pandas as pd
 
 from luffy import make_config, results
 from luffy.config import Config
+from luffy.errors import ConfigError
+from luffy.model import bases
 from luffy.runs import RunDirectory
 from luffy.study.experiments import Job
 
@@ -34,17 +39,24 @@ MAIN_SET = "full"  # runs that lie directly in a folder are taken for this set
 
 # Settings in which the runs of our presets differ; a run of another tier has them as well.
 SETTINGS = (
-    "model", "steps", "difficulties", "gamma", "num_off_policy", "num_traces", "trace_errors", "learning_rate",
-    "sft_learning_rate",
+    "model", "steps", "difficulties", "gamma", "num_off_policy", "num_traces", "trace_errors", "verbosity",
+    "learning_rate", "sft_learning_rate",
 )  # fmt: skip
 METRICS = (
-    "reward/on", "entropy/on", "length/on", "length/off", "truncated/on", "pg_clipfrac", "off_policy_prob",
-    "groups/off_policy_share", "eval/id", "eval/ood", "time/step",
+    "reward/on", "entropy/on", "entropy/answer", "length/on", "length/off", "truncated/on", "boxed/on", "pg_clipfrac",
+    "off_policy_prob", "groups/off_policy_share", "grad_norm", "total/generated_tokens", "total/trained_tokens",
+    "eval/id", "eval/ood", "time/step",
 )  # fmt: skip
 
 
-RESULTS = ("id", "ood", "pass@8", "entropy", "length", "prompts", "generated_tokens", "trained_tokens", "seconds")
-VARIED = ("gamma", "sensitivity")  # sets in which a method has runs with several settings
+RESULTS = (
+    "id", "ood", "pass@8", "id T=0.1", "ood T=0.1", "base id", "base ood", "entropy", "entropy_answer", "length",
+    "boxed", "prompts", "generated_tokens", "trained_tokens", "seconds",
+)  # fmt: skip
+VARIED = ("map", "gamma", "sensitivity")  # sets in which a method has runs with several settings
+THIN = VARIED  # sets of whose curves only the validations are kept
+MEASURED = {"pass@1", "pass@8", "pass@64", "count", "problems", "beyond", "steps", "boxed", "length"}  # of extras
+EXTRAS = ("answers", "temperatures", "cases", "bases")
 
 
 class NoDataError(RuntimeError):
@@ -76,11 +88,27 @@ class Runs:
         """The curves of some rows of `runs`, with their method, seed and set."""
         return self.curves.merge(chosen[["run", "set", "method", "seed"]], on="run")
 
+    def on_bases(self) -> dict[str, pd.DataFrame]:
+        """The runs of the main set and of the map by the recipe of their base model, weakest first: those that differ
+        in nothing else. A recipe's models differ in their seed."""
+        chosen = self.runs[self.runs["set"].isin([MAIN_SET, "map"])]
+        names = chosen["model"].str.replace(r",seed=\d+$", "", regex=True)
+        return {name: chosen[names == name] for name in sorted(set(names), key=own_share)}
+
     def extra(self, name: str) -> pd.DataFrame:
-        """answers, temperatures or cases. Raises NoDataError if they were not made."""
+        """One of EXTRAS. Raises NoDataError if they were not made."""
         if name not in self.extras:
             raise NoDataError(f"no {name}.csv in {self.source}: python -m paper_figures.make_runs")
         return self.extras[name]
+
+
+def own_share(model: str) -> float:
+    """The share of answers with own steps of a base model's recipe; -1 for another model."""
+    try:
+        base = bases.parse(model)
+    except ConfigError:
+        base = None
+    return base.own_share if base else -1.0
 
 
 def load(path: str | Path | None = None) -> Runs:
@@ -92,7 +120,7 @@ def load(path: str | Path | None = None) -> Runs:
     if (folder / "runs.csv").is_file():
         extras = {
             name: pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "cases")
-            for name in ("answers", "temperatures", "cases")
+            for name in EXTRAS
             if (folder / f"{name}.csv").is_file()
         }
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -149,6 +177,8 @@ def from_directories(folder: Path) -> Runs:
                 **{k: facts[k] for k in ("luffy", "packages", "machine")},
             }
             for row in job.rows():
+                if run_set in THIN and "eval/id" not in row:
+                    continue
                 curves.append(
                     {
                         "run": number,
@@ -185,11 +215,17 @@ def merge(known: Runs, new: Runs) -> Runs:
         source = new if is_new else known
         curves.append(source.curves[source.curves["run"] == run].assign(run=number))
         manifest[str(number)] = source.manifest[str(run)]
+    extras = {**known.extras, **new.extras}
+    for name in ("answers", "temperatures", "bases"):
+        both = [runs.extras[name] for runs in (known, new) if name in runs.extras]
+        if len(both) == 2:
+            keys = [column for column in both[1] if column not in MEASURED]
+            extras[name] = pd.concat(both).drop_duplicates(keys, keep="last", ignore_index=True)
     first = ["run", "set", *SETTINGS, "method", "seed"]
     table = table.assign(run=range(len(table))).drop(columns="source")
     table = table[[*first, *(name for name in table if name not in first)]]
     check(table)
-    return Runs(table, pd.concat(curves, ignore_index=True), known.source, {**known.extras, **new.extras}, manifest)
+    return Runs(table, pd.concat(curves, ignore_index=True), known.source, extras, manifest)
 
 
 def check(table: pd.DataFrame) -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import pandas as pd
 
 from luffy.evaluation.paper_numbers import read_published
-from luffy.methods import METHODS
-from luffy.stats import interval
 
 from . import tables
 from .runs import Runs
 
 SHOWN = ("sft", "on_policy", "luffy")
-SETS = {"full": "the base model", "base1": "another base model"}
 NOTE = (
     "Table 3. The paper (v5) on three backbones; the LLaMA models are trained on its easy set of 7.3k problems. "
-    "Below, measured: the base model of our runs and, in set base1, another one (of the embedded world: with "
-    "another pre-training seed); accuracy in distribution (Avg) and out of it (Avg OOD)."
+    "Below, measured: the base models of the embedded world, by the share of answers in which they work step by step "
+    "before training; accuracy in distribution (Avg) and out of it (Avg OOD)."
 )
 
 
@@ -24,13 +21,12 @@ def data(runs: Runs) -> pd.DataFrame:
     """Columns origin, group, model, benchmark, accuracy (percent), half (of the 95% interval), seeds."""
     frame = read_published("table3").assign(origin="published", half=float("nan"), seeds=0).drop(columns="source")
     rows = []
-    for run_set, group in SETS.items():
-        for method in SHOWN:
-            part = runs.runs[(runs.runs["set"] == run_set) & (runs.runs["method"] == method)]
-            for name in [name for name in ("id", "ood") if part[name].notna().any()]:
-                mean, half = (100 * value for value in interval(part[name].tolist()))
-                row = {"origin": "measured", "group": group, "model": METHODS[method].label, "benchmark": name}
-                rows.append(row | {"accuracy": mean, "half": half, "seeds": len(part)})
+    for model, chosen in runs.on_bases().items():
+        wide = tables.wide_of(chosen, SHOWN)
+        for name in [name for name in ("id", "ood") if name in wide]:
+            for label, values in wide.iterrows():
+                row = {"origin": "measured", "group": model, "model": label, "benchmark": name}
+                rows.append(row | {"accuracy": values[name], "half": values[f"{name} +-"], "seeds": values["seeds"]})
     return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True) if rows else frame
 
 

@@ -20,7 +20,9 @@ BENCHMARK_LABELS = {
     "olympiad": "Olympiad", "id": "Avg", "arc_c": "ARC-c", "gpqa": "GPQA", "mmlu_pro": "MMLU-Pro", "ood": "Avg OOD",
 }  # fmt: skip
 # Columns of runs.csv that are not the accuracy on one benchmark.
-NOT_BENCHMARKS = {"run", "set", "method", "seed", "pass@8", *SETTINGS, *RESULTS}
+NOT_BENCHMARKS = {"run", "set", "method", "seed", *SETTINGS, *RESULTS}
+BASE = "Base"
+BASE_NAMES = {"Qwen2.5-Math-7B": BASE}  # what Table 1 calls it
 
 
 def published_wide(table: str, group: str | None = None) -> pd.DataFrame:
@@ -30,16 +32,28 @@ def published_wide(table: str, group: str | None = None) -> pd.DataFrame:
         frame = frame[frame["group"] == group]
     order = [name for name in BENCHMARK_LABELS if name in set(frame["benchmark"])]
     models = list(dict.fromkeys(frame["model"]))
-    return frame.pivot(index="model", columns="benchmark", values="accuracy").loc[models, order]
+    wide = frame.pivot(index="model", columns="benchmark", values="accuracy").loc[models, order]
+    return wide.rename(index=BASE_NAMES)
 
 
 def measured_wide(runs: Runs, methods: Sequence[str], run_set: str = MAIN_SET) -> pd.DataFrame:
     """Per method mean and half-width of the 95% interval over seeds, percent: columns NAME, NAME +-, seeds. NAME is
-    id, the benchmarks of the runs, ood; what they did not measure is left out."""
-    chosen = runs.runs[runs.runs["set"] == run_set]
-    benchmarks = [name for name in chosen if name not in NOT_BENCHMARKS and not name.startswith("pass@")]
+    id, the benchmarks of the runs, ood; what they did not measure is left out. The first row is the base model."""
+    return wide_of(runs.runs[runs.runs["set"] == run_set], methods)
+
+
+def wide_of(chosen: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """As measured_wide, of some rows of runs.csv."""
+    skipped = ("pass@", "base ", "id ", "ood ")
+    benchmarks = [name for name in chosen if name not in NOT_BENCHMARKS and not name.startswith(skipped)]
     names = [name for name in ("id", *benchmarks, "ood") if chosen[name].notna().any()]
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
+    first = chosen.drop_duplicates("model")  # every run of a base model has measured the same
+    if len(first) and first["base id"].notna().any():
+        base: dict[str, float] = {"seeds": len(first)}
+        for name in names:
+            base[name], base[f"{name} +-"] = (100 * value for value in interval(first[f"base {name}"].tolist()))
+        rows[BASE] = base
     for method in [m for m in methods if m in set(chosen["method"])]:
         part = chosen[chosen["method"] == method]
         row: dict[str, float] = {"seeds": len(part)}
@@ -50,8 +64,9 @@ def measured_wide(runs: Runs, methods: Sequence[str], run_set: str = MAIN_SET) -
 
 
 def tier(runs: Runs, run_set: str = MAIN_SET) -> str:
-    """What measured columns are marked with: the base models of the runs."""
-    return ", ".join(sorted(set(runs.runs[runs.runs["set"] == run_set]["model"])))
+    """What measured columns are marked with: the base models of the runs, without their seeds."""
+    models = runs.runs[runs.runs["set"] == run_set]["model"].str.replace(r",seed=\d+$", "", regex=True)
+    return ", ".join(sorted(set(models)))
 
 
 def side_by_side(paper: pd.DataFrame, ours: pd.DataFrame, mark: str) -> pd.DataFrame:
@@ -96,7 +111,7 @@ def write(frame: pd.DataFrame, name: str, note: str, runs: Runs, out: Path) -> l
         elif path.suffix == ".csv":
             text = text.replace("*", "")
         else:
-            marks = "**Best**, *second best*; ± half-width of the 95% interval over seeds."
+            marks = "**Best**, *second best*; ± half-width of the 95% interval over seeds (of Base: over base models)."
             text = f"{text}\n{note}\n\n{marks}\n\n{source}\n"
         path.write_text(text, encoding="utf-8")
     return paths

@@ -28,4 +28,5 @@ def short_run() -> dict[str, object]:
     return dict(
         steps=4, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48, num_problems=40,
         eval_steps=2, eval_problems=4, final_eval_problems=4, final_eval_samples=2, save_steps=2, sample_steps=2,
+        verbosity=0.0,
     )  # fmt: skip

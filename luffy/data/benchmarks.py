@@ -27,7 +27,7 @@ from .problems import Problem, RowError, hopeless, problem_from_row, read_rows
 log = logging.getLogger(__name__)
 
 WINDOW = 8192  # tokens of a completion in the paper's evaluation (App. C.1)
-TINY_WINDOW = 96
+TINY_WINDOW = 128
 TINY_PROBLEMS = 500  # per family
 MAX_SOURCES = 50
 Source = tuple[bool, str]

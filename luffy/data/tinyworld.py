@@ -139,9 +139,7 @@ def worked_steps(chain: Chain) -> list[str]:
     return [f"{a}{op}={b}" for a, op, b in zip(before, chain.ops, chain.values(), strict=False)]
 
 
-def teacher_trace(
-    chain: Chain, rng: random.Random, mistake_rate: float = MISTAKE_RATE, verbosity: float = 0.0
-) -> str:
+def teacher_trace(chain: Chain, rng: random.Random, mistake_rate: float = MISTAKE_RATE, verbosity: float = 0.0) -> str:
     """A think-style solution of the chain, as a stronger model would write it; its final answer is right.
 
     verbosity: share of the steps that it writes down once more (`84+1=85wait84+1=85ok`). An answer does not need that,

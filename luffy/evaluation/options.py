@@ -45,7 +45,7 @@ class EvaluationConfig:
     max_prompt_length: PositiveInt = 1024
     """Longest prompt in tokens; longer ones are left out and counted."""
     max_completion_length: Count = 0
-    """Window of a completion in tokens; 0: the benchmark's own (8,192; 96 in the tiny world), or what the model's
+    """Window of a completion in tokens; 0: the benchmark's own (8,192; 128 in the tiny world), or what the model's
     positions leave beside the longest prompt."""
     seed: Count = 0
     """Seed of the sampling."""
@@ -90,7 +90,9 @@ NOT_SAMPLING = {
 
 def grader_name(config: EvaluationConfig) -> str:
     """Names the graders and all that their verdict depends on. Raises ConfigError if there is no such grader."""
-    digest = hashlib.sha256(f"{grader_version()} {config.think_format} {config.boxed_format} {config.verifier_timeout}".encode())
+    digest = hashlib.sha256(
+        f"{grader_version()} {config.think_format} {config.boxed_format} {config.verifier_timeout}".encode()
+    )
     if config.reward != "math_verify":
         digest.update(Path(inspect.getfile(load_function(config.reward))).read_bytes())
         digest.update(config.reward.encode())

@@ -6,12 +6,14 @@ open think block (as the paper's does), and how such a block is filled: in a sha
 model's own steps, each of which may be wrong, and which give up on long chains; else not at all. So own_share says how
 much of the skill the base elicits by itself, from none (0) to always (1).
 
-Those that defaults use are shipped (luffy/model/bases); others are made when they are first asked for, in under a
-minute on one core, and kept in the cache folder ($LUFFY_CACHE, else ~/.cache/luffy).
+Those that defaults use are shipped (luffy/model/bases, made by `python -m luffy.model.bases NAME --out DIR`); others are
+made when they are first asked for, in about a minute on one core, and kept in the cache folder ($LUFFY_CACHE, else
+~/.cache/luffy).
 """
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -65,7 +67,7 @@ class Base:
 
     def digest(self) -> str:
         """Names the recipe with all that it depends on: these fields, the mixture, and the model that it goes on from."""
-        text = json.dumps([asdict(self), asdict(Mixture()), _file_hash(PRETRAINED / "model.safetensors")])
+        text = json.dumps([asdict(self), asdict(Mixture()), file_hash(PRETRAINED / "model.safetensors")])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -182,6 +184,26 @@ def own_answer(chain: tinyworld.Chain, rng: random.Random, base: Base) -> str:
     return f"{';'.join(steps)}</think>\\boxed{{{answer}}}"
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def main() -> None:
+    import torch
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description="Makes a base model of the embedded world.")
+    parser.add_argument("name", help='such as "tiny:own_share=0.4,seed=1"')
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, Hugging Face layout")
+    known = parser.parse_args()
+    base = parse(known.name)
+    if base is None:
+        parser.error(f"{known.name} is not the name of a base model")
+    torch.set_num_threads(1)  # the same bits whatever else the machine does
+    make(base, known.out)
+
+
+if __name__ == "__main__":
+    main()

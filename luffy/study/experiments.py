@@ -111,12 +111,21 @@ def make_jobs(names: Iterable[str], seeds: Iterable[int], runs_dir: str | Path, 
 
 def preset_jobs(preset: dict[str, Any], runs_dir: str | Path) -> list[Job]:
     """The runs of a preset (presets.py), seed by seed within each variant. Raises ConfigError as make_jobs."""
-    values = {name: value for name, value in preset.items() if name not in ("methods", "seeds", "variants")}
-    chosen, seeds = preset.get("methods") or PAPER_METHODS, preset.get("seeds") or [0]
     jobs = []
+    tuned = preset.get("tuned") or {}
     for variant in preset.get("variants") or [{}]:
-        name = ", ".join(f"{field}={value}" for field, value in variant.items())
-        jobs += [replace(job, variant=name) for job in make_jobs(chosen, seeds, runs_dir, **{**values, **variant})]
+        values = {**preset, **variant}
+        chosen, seeds = values.pop("methods", None) or PAPER_METHODS, values.pop("seeds", None) or [0]
+        models = values.pop("models", None) or [values.get("model", Config.model)]
+        for name in ("variants", "tuned"):
+            values.pop(name, None)
+        shown = {**variant, "models": models[0]} if "models" in variant else variant
+        label = ", ".join(f"{field}={value}" for field, value in shown.items() if field not in ("methods", "seeds"))
+        own = {name: value for name, value in variant.items() if name in values}
+        for seed in seeds:
+            for method in chosen:
+                given = {**values, "model": models[seed % len(models)], **tuned.get(method, {}), **own}
+                jobs += [replace(job, variant=label) for job in make_jobs([method], [seed], runs_dir, **given)]
     return jobs
 
 

@@ -3,7 +3,8 @@
 A file holds fields of the configuration, and may have `base`, another such file whose values these go over. A file for
 one run may have `methods`, a mapping of methods to fields of theirs alone; one for an ablation has lists, `methods`
 (default: the nine of the paper) and `seeds`, and may have `variants`: mappings, each of which is run in turn with its
-values over the others.
+values over the others. `models` is a list of base models that the seeds take in turn, `tuned` a mapping of methods to
+fields of theirs, which variants go over.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def read_values(path: str | Path, method: str) -> dict[str, Any]:
     """
     values = _read(path)
     base, own = values.pop("base", None), values.pop("methods", None) or {}
-    if isinstance(own, list) or {"seeds", "variants"} & values.keys():
+    if isinstance(own, list) or {"seeds", "variants", "models", "tuned"} & values.keys():
         raise ConfigError(
             f"{path} is a preset of many runs: papermill notebooks/ablation.ipynb out.ipynb -p preset ..."
         )
@@ -62,7 +63,13 @@ def load_preset(path: str | Path) -> dict[str, Any]:
     """The values of a preset of an ablation: "smoke", "default", "full", another ablation_* file, or one's own file."""
     values = _read(path, "ablation_")
     base = values.pop("base", None)
-    return {**(load_preset(base) if base else {}), **values}
+    return over(load_preset(base), values) if base else values
+
+
+def over(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A preset of an ablation with other values over its own. A model goes over a list of models."""
+    kept = {name: value for name, value in preset.items() if not ("model" in values and name == "models")}
+    return {**kept, **values}
 
 
 def default_runs_dir(name: str) -> Path:

@@ -26,6 +26,7 @@ LOOKS: dict[str, dict[str, Any]] = {
     "rl_sft_loss": dict(color="#CC79A7", linestyle="-"),
     "sft_rl": dict(color="#000000", linestyle="-"),
 }
+BASE: dict[str, Any] = dict(color="#888888", linestyle="--")  # the model before training
 # For methods that have no look of their own.
 OTHERS = ("#882255", "#44AA99", "#999933", "#AA4499", "#DDCC77", "#117733")
 
@@ -46,7 +47,7 @@ RC: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "savefig.dpi": 150,
+    "savefig.dpi": 160,
     "svg.hashsalt": "luffy",
     "pdf.fonttype": 42,
 }

@@ -20,19 +20,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def learning_rate_factor(update: int, total: int, warmup: int, schedule: str) -> float:
-    """Factor on the peak learning rate at optimiser step `update` (from 0) of `total`."""
+def learning_rate_factor(update: int, total: int, warmup: int, schedule: str, least: float = 0.0) -> float:
+    """Factor on the peak learning rate at optimiser step `update` (from 0) of `total`; it decays to `least`."""
     if update < warmup:
         return (update + 1) / (warmup + 1)
-    if schedule == "linear":
-        return (total - update) / max(1, total - warmup)
-    return 1.0
+    left = (total - update) / max(1, total - warmup)
+    decayed = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
+    return least + (1 - least) * decayed
 
 
 def learning_rate(config: Config, update: int, total: int) -> float:
     """The learning rate of optimiser step `update` (from 0) of `total`."""
-    factor = learning_rate_factor(update, total, config.update.warmup_steps, config.update.lr_scheduler_type)
-    return factor * config.method.learning_rate(config.update.learning_rate)
+    options = config.update
+    factor = learning_rate_factor(update, total, options.warmup_steps, options.lr_scheduler_type, options.min_lr_rate)
+    return factor * config.method.learning_rate(options.learning_rate)
 
 
 def adamw(model: PreTrainedModel, config: Config, *, fused: bool = False) -> torch.optim.AdamW:

@@ -122,10 +122,11 @@ def test_shipped_model_has_the_skill_but_not_the_habit(tiny):
     assert shares["#", 5] > 0.8 and shares["?", 5] < 0.15 and 0.1 < shares["?", 3] < 0.6
 
 
-def test_pretraining_starts_to_learn(tmp_path, capsys):
+def test_pretraining_starts_to_learn(tmp_path, caplog):
     """The command that made the shipped model, for a few updates: it writes a model that transformers loads."""
-    pretrain("tiny", tmp_path, seed=3, recipe=Recipe(updates=100, primitive_updates=60, batch_size=16))
-    loss = float(capsys.readouterr().out.split("loss ")[1].split()[0])
+    with caplog.at_level("INFO", "luffy"):
+        pretrain("tiny", tmp_path, seed=3, recipe=Recipe(updates=100, primitive_updates=60, batch_size=16))
+    loss = float(caplog.text.split("loss ")[1].split()[0])
     assert loss < 2.5  # from log(44) = 3.8
     assert AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() < 0.5e6
 

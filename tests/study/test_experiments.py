@@ -59,10 +59,20 @@ def test_curves_count_the_steps_of_both_stages(jobs):
 def test_results_and_costs(jobs, short_run):
     table = results.per_run(jobs).set_index(["method", "seed"])
     assert len(table) == 6
-    families = jobs[1].run.evaluation()["families"]
     row = table.loc[("luffy", 0)]
-    assert row["id"] == families["chain"]["accuracy"] == np.mean(families["chain"]["right"]) / 2
-    assert row["ood"] == pytest.approx(np.mean([families[f]["accuracy"] for f in ("words", "flip", "prefix")]))
+    metrics = jobs[1].rows()
+    validations = [r for r in metrics if "eval/id" in r]
+    assert [r["step"] for r in validations] == [0, 2, 4]
+    assert row["base id"] == validations[0]["eval/id"] and row["base words"] == validations[0]["eval/words/accuracy"]
+    assert row["id"] == np.mean([r["eval/id"] for r in validations[1:]])  # no more than four after the start
+    assert row["lines"] == np.mean([r["eval/lines/accuracy"] for r in validations[1:]])
+    right = jobs[1].run.evaluation()["families"]["chain"]["right"]
+    assert row["pass@2"] == np.mean([r > 0 for r in right])
+    assert row["id problems"] == pytest.approx(np.std([r / 2 for r in right], ddof=1) / 2)  # of four problems
+    assert row["entropy_answer"] == metrics[-1]["entropy/answer"] and row["boxed"] == metrics[-1]["boxed/on"]
+    both = table.loc[("sft_rl", 0)]
+    stages = [r for r in jobs[2].rows() if "eval/id" in r]
+    assert both["base id"] == stages[0]["eval/id"] and both["id"] == np.mean([r["eval/id"] for r in stages[-2:]])
     assert row["prompts"] == short_run["steps"] * short_run["rollout_batch_size"]
     assert table.loc[("sft_rl", 0)]["prompts"] == 2 * row["prompts"]
     first = jobs[2].rows()
@@ -70,15 +80,26 @@ def test_results_and_costs(jobs, short_run):
     assert table.loc[("sft_rl", 0)]["trained_tokens"] == sum(trained)
 
 
+def test_score_is_the_mean_of_the_last_four_validations(jobs):
+    rows = [{"stage": 0, "step": 25 * i, "eval/id": i / 10, "eval/chain/accuracy": i / 20} for i in range(8)]
+    assert results._score(rows, {}) == {"id": pytest.approx(0.55), "chain": pytest.approx(0.275)}
+    evaluation = {"averages": {"id": 0.3}, "families": {"chain": {"accuracy": 0.3}}}
+    assert results._score([{"stage": 0, "step": 1}], evaluation) == {"id": 0.3, "chain": 0.3}
+
+
 def test_summary_and_differences(jobs):
     table = results.summary(jobs)
-    assert list(table.index) == [METHODS[m].label for m in ("on_policy", "luffy", "sft_rl")]
+    assert list(table.index) == ["Base", *(METHODS[m].label for m in ("on_policy", "luffy", "sft_rl"))]
+    assert (
+        table.loc["Base", "seeds"] == 1 and table.loc["Base", "entropy"] == "–" and "±" not in table.loc["Base", "id"]
+    )
     assert "±" in table.loc["LUFFY", "id"] and table.loc["LUFFY", "seeds"] == 2
     one_seed = results.summary(jobs[:3])
     assert "[" in one_seed.loc["LUFFY", "id"] and "±" not in one_seed.loc["LUFFY", "id"]
     scores = results.per_run(jobs).set_index(["method", "seed"])["id"]
     expected = 100 * np.mean([scores["luffy", s] - scores["on_policy", s] for s in (0, 1)])
-    assert results.differences(jobs).loc["On-Policy RL", "id"] == pytest.approx(expected)
+    row = results.differences(jobs).loc["On-Policy RL"]
+    assert row["id"] == pytest.approx(expected) and row["id low"] <= row["id"] <= row["id high"]
 
 
 def test_interval_by_hand():
@@ -145,10 +166,9 @@ def test_failed_run_is_reported_and_the_others_are_completed(tmp_path, short_run
 
 
 def test_presets_and_parameters(tmp_path):
-    assert load_preset("full")["seeds"] == [0, 1, 2]
+    assert load_preset("full")["seeds"] == list(range(10))
     for name in ("smoke", "default", "full"):
-        settings = {k: v for k, v in load_preset(name).items() if k not in ("seeds", "methods")}
-        assert len(make_jobs(PAPER_METHODS, [0], tmp_path, **settings)) == 9
+        assert len(experiments.preset_jobs({**load_preset(name), "seeds": [0]}, tmp_path)) == 9
     (tmp_path / "mine.yaml").write_text("seeds: [5]\nsteps: 2\n")
     assert load_preset(tmp_path / "mine.yaml") == {"seeds": [5], "steps": 2}
     assert as_value("[0, 1, 2]") == [0, 1, 2] == as_value([0, 1, 2])
@@ -191,15 +211,37 @@ def test_train_notebook_runs_and_shows_a_finished_run_again(tmp_path, short_run)
 def test_presets_with_a_base_and_variants(tmp_path):
     full = presets.load_preset("full")
     gamma = presets.load_preset("gamma")
-    assert {name: full[name] for name in full} == {name: gamma[name] for name in full}
-    jobs = experiments.preset_jobs(gamma, tmp_path)
-    assert [(j.variant, j.config.seed) for j in jobs[:4]] == [("gamma=0.05", s) for s in (0, 1, 2)] + [("gamma=0.2", 0)]
-    assert {(j.config.method.gamma, j.config.max_steps, j.config.evaluation.final_eval_samples) for j in jobs} == {
-        (gamma, 300, 8) for gamma in (0.05, 0.2, 0.3, 0.5)
+    assert {name: full[name] for name in full if name != "seeds"} == {
+        name: gamma[name] for name in full if name != "seeds"
     }
-    assert len({job.run_dir for job in jobs}) == 12
-    assert [len(part) for part in experiments.by_variant(jobs).values()] == [3] * 4
-    for name in ("hard", "easy", "sensitivity", "smoke", "default"):
+    jobs = experiments.preset_jobs(gamma, tmp_path)
+    assert [(j.variant, j.config.seed) for j in jobs[:6]] == [*(("gamma=0.05", s) for s in range(5)), ("gamma=0.2", 0)]
+    assert {(j.config.method.gamma, j.config.max_steps, j.config.evaluation.final_eval_samples) for j in jobs} == {
+        (gamma, full["max_steps"], 8) for gamma in (0.05, 0.2, 0.3, 0.5)
+    }
+    assert len({job.run_dir for job in jobs}) == 20
+    assert [len(part) for part in experiments.by_variant(jobs).values()] == [5] * 4
+    for name in ("hard", "easy", "map", "plus", "sensitivity", "smoke", "default", "tuning", "pilot_stability"):
         assert experiments.preset_jobs(presets.load_preset(name), tmp_path)
     with pytest.raises(ConfigError, match="no field 'gama'"):
         experiments.preset_jobs({"variants": [{"gama": 1}]}, tmp_path)
+
+
+def test_presets_with_models_and_tuned_values(tmp_path):
+    """A seed takes its model from the list; tuned values go over the preset's and under a variant's; a model that is
+    given goes over the list."""
+    preset = {
+        "methods": ["luffy", "sft"], "seeds": [0, 1, 2], "models": ["tiny:own_share=0.1", "tiny"], "learning_rate": 1e-3,
+        "tuned": {"luffy": {"learning_rate": 2e-3}}, "variants": [{}, {"learning_rate": 5e-3}],
+    }  # fmt: skip
+    jobs = experiments.preset_jobs(preset, tmp_path)
+    assert [job.config.model for job in jobs[::2]] == ["tiny:own_share=0.1", "tiny", "tiny:own_share=0.1"] * 2
+    assert [job.config.update.learning_rate for job in jobs[:2]] == [2e-3, 1e-3]
+    assert {job.config.update.learning_rate for job in jobs[6:]} == {5e-3} and jobs[6].variant == "learning_rate=0.005"
+    own = presets.over(preset, {"model": "tiny"})
+    assert {job.config.model for job in experiments.preset_jobs(own, tmp_path)} == {"tiny"}
+    points = {"methods": ["luffy"], "variants": [{"models": ["tiny", "tiny:own_share=0.1"]}, {"models": ["tiny"]}]}
+    assert [job.variant for job in experiments.preset_jobs(points, tmp_path)] == ["models=tiny"] * 2
+    (tmp_path / "mine.yaml").write_text("tuned: {luffy: {steps: 9}}\n")
+    with pytest.raises(ConfigError, match="a preset of many runs"):
+        presets.read_values(tmp_path / "mine.yaml", "luffy")

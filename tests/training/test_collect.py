@@ -103,7 +103,7 @@ def test_the_policy_goes_on_from_a_prefix(tmp_path, short_run):
         assert np.isnan(row.logprobs[: row.foreign]).all() and np.isfinite(row.logprobs[row.foreign :]).all()
         assert len(row.token_ids) <= 40 and row.truncated == (row.token_ids[-1] != EOS)
         judged = one.reward.batch()
-        judged.add(one.problems[row.problem].problem, "", row.text)
+        judged.add(one.problems[row.problem].problem, one.problems[row.problem].prompt_text, row.text)
         assert judged.finish() == [row.reward]
     part_logps = one.logprobs(rows, one.engine.token_logprobs)
     sampled = np.concatenate([row.logprobs for row in rows])

@@ -1,0 +1,177 @@
+"""What runs over seeds say: differences with their intervals, verdicts on claims, and what was too small to be seen.
+
+A difference between two methods is Welch's: seeds are not paired, because nothing that two methods do with one seed is
+alike (their scores are uncorrelated). A verdict is one of
+
+    reproduced    the difference has the claimed sign, and is not 0: p < 0.05 after Holm's correction in its family
+    contradicted  it has the other sign, likewise
+    no effect     it is within +-bound of 0: two one-sided tests, p < 0.05
+    undecided     none of these; `seeds_needed` says how many seeds a method would take
+
+Pure functions; the tests are scipy's and statsmodels'.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEVEL = 0.05
+VERDICTS = ("reproduced", "contradicted", "no effect", "undecided")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An estimate with its standard error and degrees of freedom. seeds: of the smaller sample. NaN of one seed."""
+
+    value: float
+    se: float
+    df: float
+    seeds: int
+
+    @property
+    def half(self) -> float:
+        """Half-width of the 95% interval by Student's t."""
+        return self.quantile(1 - LEVEL / 2) * self.se
+
+    @property
+    def low(self) -> float:
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        return self.value + self.half
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the hypothesis that it is 0."""
+        return 2 * self._beyond(abs(self.value))
+
+    def quantile(self, share: float) -> float:
+        from scipy import stats
+
+        return float(stats.t.ppf(share, self.df)) if self.df > 0 else math.nan
+
+    def _beyond(self, distance: float) -> float:
+        """Chance that an estimate lies by more than that above the truth."""
+        from scipy import stats
+
+        if not self.df > 0:
+            return math.nan
+        if self.se == 0:
+            return 0.5 if distance == 0 else float(distance < 0)
+        return float(stats.t.sf(distance / self.se, self.df))
+
+    def within(self, bound: float) -> float:
+        """p of the two one-sided tests (TOST) of the hypothesis that it is not within +-bound."""
+        return max(self._beyond(bound - self.value), self._beyond(bound + self.value))
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Effect:
+    """How much the mean of the first is above that of the second, with unequal variances (Welch). NaN are left out."""
+    a, b = _numbers(first), _numbers(second)
+    if not len(a) or not len(b):
+        return Effect(math.nan, math.nan, 0, 0)
+    value, seeds = float(a.mean() - b.mean()), min(len(a), len(b))
+    if seeds < 2:
+        return Effect(value, math.nan, 0, seeds)
+    parts = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    total = sum(parts)
+    below = parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)
+    df = float(total**2 / below) if below else float(len(a) + len(b) - 2)
+    return Effect(value, math.sqrt(total), df, seeds)
+
+
+def mean(values: Sequence[float]) -> Effect:
+    """The mean of one sample against 0. NaN are left out."""
+    data = _numbers(values)
+    if len(data) < 2:
+        return Effect(float(data.mean()) if len(data) else math.nan, math.nan, 0, len(data))
+    return Effect(float(data.mean()), float(data.std(ddof=1) / math.sqrt(len(data))), len(data) - 1, len(data))
+
+
+def _numbers(values: Sequence[float]) -> np.ndarray:
+    data = np.asarray(list(values), dtype=float)
+    return data[~np.isnan(data)]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values of a family of tests; NaN stay, and count for nothing."""
+    from statsmodels.stats.multitest import multipletests
+
+    data = np.asarray(ps, dtype=float)
+    known = ~np.isnan(data)
+    if known.any():
+        data[known] = multipletests(data[known], method="holm")[1]
+    return [float(p) for p in data]
+
+
+def verdict(effect: Effect, p: float, bound: float) -> str:
+    """The verdict on a claim that the effect is above 0. p: adjusted; bound: of "no effect"."""
+    if p < LEVEL:
+        return "reproduced" if effect.value > 0 else "contradicted"
+    return "no effect" if effect.within(bound) < LEVEL else "undecided"
+
+
+def seeds_needed(effect: Effect, power: float = 0.8, most: int = 1000) -> int | None:
+    """Seeds a method at which a difference of this size and spread would be told from 0 (one test, p < 0.05) with that
+    power; None if that takes more than `most`, or the spread is not known."""
+    from scipy import stats
+
+    if not effect.df > 0 or not effect.value or not effect.se:
+        return None
+    ratio = effect.seeds / max(effect.df, 1)  # degrees of freedom grow with the seeds
+    for seeds in range(2, most + 1):
+        df = max(1.0, seeds / ratio)
+        shift = abs(effect.value) / (effect.se * math.sqrt(effect.seeds / seeds))
+        if float(stats.nct.sf(stats.t.ppf(1 - LEVEL / 2, df), df, shift)) >= power:
+            return seeds
+    return None
+
+
+def pooled(table: pd.DataFrame, column: str, cells: Sequence[str]) -> tuple[pd.DataFrame, float, int]:
+    """Mean and count of a column in every cell, and one standard deviation within cells with its degrees of freedom.
+
+    Few seeds a cell say little of their own spread; the cells of a map together say more (analysis of variance).
+    """
+    groups = table.dropna(subset=[column]).groupby(list(cells))[column]
+    means = groups.agg(["mean", "size"]).reset_index()
+    residuals = (table[column] - groups.transform("mean")).dropna()
+    df = len(residuals) - len(means)
+    return means, math.sqrt(float((residuals**2).sum()) / df) if df > 0 else math.nan, df
+
+
+def pooled_difference(first: tuple[float, int], second: tuple[float, int], deviation: float, df: int) -> Effect:
+    """The difference of two cells, each (mean, count), whose standard deviation is pooled."""
+    se = deviation * math.sqrt(1 / first[1] + 1 / second[1])
+    return Effect(first[0] - second[0], se, df, min(first[1], second[1]))
+
+
+def components(table: pd.DataFrame, column: str) -> dict[str, float]:
+    """Standard deviations of a column of runs, told apart by a mixed model with the method as a fixed effect and the
+    base model as a random one: "base", and "seed" (the rest). table: columns method, base and the column.
+
+    "base" is NaN where there is one base model only.
+    """
+    import statsmodels.formula.api as formulas
+
+    data = table[["method", "base", column]].dropna().rename(columns={column: "value"})
+    if data["base"].nunique() < 2 or len(data) < data["method"].nunique() + 2:
+        means = data.groupby("method")["value"].transform("mean")
+        left = len(data) - data["method"].nunique()
+        return {
+            "base": math.nan,
+            "seed": math.sqrt(float(((data["value"] - means) ** 2).sum()) / left) if left else math.nan,
+        }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a variance of 0, at the edge of what it can be, is an answer here
+        fit = formulas.mixedlm("value ~ C(method)", data, groups=data["base"]).fit(reml=True)
+    return {"base": math.sqrt(max(0.0, float(fit.cov_re.iloc[0, 0]))), "seed": math.sqrt(float(fit.scale))}

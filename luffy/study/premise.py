@@ -1,0 +1,120 @@
+"""What a base model of the embedded world can do before any training: where it stands on the map.
+
+    python -m luffy.study.premise "tiny:own_share=0.4" "tiny:own_share=0.1,seed=1" --out bases.csv
+
+The default world was chosen by these numbers (README). A problem counts as beyond the base if none of `samples` answers
+is right; as an answer is one of a hundred, some are right by luck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import tinyworld
+from ..config import Config, make_config
+from ..stats import mean, pass_at_k
+
+log = logging.getLogger(__name__)
+
+TEMPERATURES = (0.6, 1.0)
+KS = (1, 8, 64)
+
+
+def measure(
+    model: str,
+    difficulties: Sequence[int],
+    *,
+    problems: int = 100,
+    samples: int = 64,
+    temperature: float = 1.0,
+    **values: Any,
+) -> list[dict[str, Any]]:
+    """A row per difficulty, and one of all ("all"): pass@k, `beyond`, the share of problems that no answer gets right,
+    and of the answers the share with steps, the share boxed, and their mean length. Held-out problems, `problems` of
+    each difficulty. values: other fields of the configuration, such as think_format."""
+    import torch
+
+    torch.set_num_threads(1)
+    config = make_config("on_policy", model=model, boxed_format=True, max_completion_length=128, **values)
+    by_level = {
+        level: list(_answers(config, level, problems, samples, temperature)) for level in dict.fromkeys(difficulties)
+    }
+    facts = {"model": model, "temperature": temperature, "samples": samples}
+    rows = [{**facts, "difficulty": str(level), **_row(found, samples)} for level, found in by_level.items()]
+    together = [problem for found in by_level.values() for problem in found]
+    return [*rows, {**facts, "difficulty": "all", **_row(together, samples)}]
+
+
+def _row(problems: Sequence[list[dict[str, float]]], samples: int) -> dict[str, float]:
+    right = [int(sum(answer["right"] for answer in answers)) for answers in problems]
+    found = {f"pass@{k}": mean([pass_at_k(samples, r, k) for r in right]) for k in KS if k <= samples}
+    answers = [answer for problem in problems for answer in problem]
+    return {
+        "problems": len(problems),
+        **found,
+        "beyond": mean([r == 0 for r in right]),
+        **{name: mean([answer[name] for answer in answers]) for name in ("steps", "boxed", "length")},
+    }
+
+
+def _answers(
+    config: Config, level: int, problems: int, samples: int, temperature: float
+) -> Iterator[list[dict[str, float]]]:
+    """Of each problem its answers: whether right, whether with steps, whether boxed, and the length."""
+    from ..data.tokenization import tokenize_problems
+    from ..evaluation import ask
+    from ..evaluation.rewards import make_reward
+    from ..model.loading import eos_ids, load_model, load_tokenizer
+    from ..sampling.make import make_sampler
+    from ..sampling.protocol import SamplingParams
+
+    tokenizer = load_tokenizer(config.model)
+    ends = eos_ids(config.model, tokenizer)
+    sampler = make_sampler(load_model(config.model, device="cpu").eval(), tokenizer, config, ends, 0)
+    reward = make_reward(config.reward)
+    window = config.data.max_completion_length
+    made = tinyworld.make_problems(tinyworld.IN_DISTRIBUTION, "eval", problems, difficulties=(level,))
+    tokenized, _ = tokenize_problems(made, tokenizer, max_prompt_length=64, max_completion_length=window)
+    questions = [ask.Question(problem, samples, i) for i, problem in enumerate(tokenized)]
+    try:
+        judged = reward.batch()
+        given = list(ask.ask(sampler, tokenizer, questions, SamplingParams(window, temperature, seed=level), ends=ends))
+        for place, _, answer in given:
+            judged.add(tokenized[place].problem, tokenized[place].prompt_text, answer.text)
+        found: dict[int, list[dict[str, float]]] = defaultdict(list)
+        for (place, _, answer), score in zip(given, judged.finish(), strict=True):
+            facts = {"steps": "=" in answer.text, "boxed": answer.boxed, "length": answer.tokens}
+            found[place].append({"right": score, **facts})
+    finally:
+        reward.close()
+    yield from found.values()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    import pandas as pd
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--difficulties", type=int, nargs="+", default=[3, 4, 5, 6, 7])
+    parser.add_argument("--problems", type=int, default=100, help="of each difficulty")
+    parser.add_argument("--out", type=Path, help="a CSV file to write")
+    known = parser.parse_args(arguments)
+    rows = []
+    for model in known.models:
+        for temperature in TEMPERATURES:
+            rows += measure(model, known.difficulties, problems=known.problems, temperature=temperature)
+            log.info("%s at temperature %g: %s", model, temperature, rows[-1])
+    table = pd.DataFrame(rows)
+    print(table.round(3).to_string(index=False))
+    if known.out:
+        table.to_csv(known.out, index=False, float_format="%.4f")
+
+
+if __name__ == "__main__":
+    main()

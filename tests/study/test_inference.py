@@ -1,0 +1,83 @@
+"""Differences over seeds, by hand where that is possible, and verdicts."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from luffy.study import inference
+from luffy.study.inference import Effect, components, holm, pooled, pooled_difference, seeds_needed, verdict, welch
+
+
+def test_welch_by_hand():
+    """1, 2, 3 against 0, 4: means 2 and 2; variances 1 and 8; errors 1/3 + 8/2; Satterthwaite's degrees of freedom."""
+    effect = welch([1, 2, 3], [0, 4])
+    assert effect.value == 0 and effect.se == pytest.approx(math.sqrt(1 / 3 + 4)) and effect.seeds == 2
+    assert effect.df == pytest.approx((1 / 3 + 4) ** 2 / ((1 / 3) ** 2 / 2 + 4**2 / 1))
+    again = stats.ttest_ind([1, 2, 3, 9], [0, 4, 1], equal_var=False)
+    ours = welch([1, 2, 3, 9], [0, 4, 1, math.nan])
+    bounds = again.confidence_interval()
+    assert (ours.p, ours.low, ours.high) == pytest.approx((again.pvalue, bounds.low, bounds.high))
+
+
+def test_one_seed_says_nothing():
+    effect = welch([1.0], [0.0, 2.0])
+    assert effect.value == 0 and math.isnan(effect.p) and math.isnan(effect.half)
+    assert verdict(effect, math.nan, 2) == "undecided" and seeds_needed(effect) is None
+    assert welch([], [1.0]).seeds == 0 and inference.mean([math.nan]).seeds == 0
+
+
+def test_equal_runs_are_equal():
+    effect = welch([1.0, 1.0], [1.0, 1.0])
+    assert effect.p == 1 and verdict(effect, effect.p, 2) == "no effect"
+
+
+def test_holm_by_hand():
+    """.01, .04, .03 of three: .03, then max(.03, 2 x .03) = .06, then max(.06, .04); what is not known does not count."""
+    assert holm([0.01, 0.04, 0.03, math.nan])[:3] == pytest.approx([0.03, 0.06, 0.06])
+    assert math.isnan(holm([0.01, math.nan])[1]) and all(map(math.isnan, holm([math.nan])))
+
+
+def test_verdicts():
+    """Four standard errors from 0 with 8 degrees of freedom: p = .004. Within 2 of 0 by four of them, too."""
+    assert verdict(Effect(4.0, 1.0, 8, 5), 0.004, 2) == "reproduced"
+    assert verdict(Effect(-4.0, 1.0, 8, 5), 0.004, 2) == "contradicted"
+    assert verdict(Effect(4.0, 1.0, 8, 5), 0.06, 2) == "undecided"
+    assert verdict(Effect(0.1, 0.5, 8, 5), 0.8, 2) == "no effect"
+    assert verdict(Effect(0.1, 2.0, 8, 5), 0.9, 2) == "undecided"
+    # one-sided: 2 - 0.1 is 3.8 standard errors, 2.1 is 4.2; the nearer bound decides
+    assert Effect(0.1, 0.5, 8, 5).within(2) == pytest.approx(float(stats.t.sf(3.8, 8)))
+
+
+def test_seeds_needed():
+    """A difference of one deviation in two samples: 17 each for power .8, as tables of the t test say."""
+    samples = 10
+    effect = Effect(1.0, math.sqrt(2 / samples), 2 * samples - 2, samples)
+    assert seeds_needed(effect) == pytest.approx(17, abs=1)
+    assert seeds_needed(Effect(1e-3, 1.0, 18, 10)) is None
+
+
+def test_pooled_deviation_by_hand():
+    """Cells 1, 3 and 10, 14, 12: squares 2 and 8 around their means, 5 values less 2 means."""
+    table = pd.DataFrame({"cell": [0, 0, 1, 1, 1], "value": [1.0, 3.0, 10.0, 14.0, 12.0]})
+    means, deviation, df = pooled(table, "value", ["cell"])
+    assert means["mean"].tolist() == [2, 12] and means["size"].tolist() == [2, 3]
+    assert df == 3 and deviation == pytest.approx(math.sqrt(10 / 3))
+    effect = pooled_difference((12, 3), (2, 2), deviation, df)
+    assert effect.value == 10 and effect.se == pytest.approx(deviation * math.sqrt(1 / 3 + 1 / 2)) and effect.df == 3
+
+
+def test_components_are_found():
+    """Bases that differ by 5, seeds by 1."""
+    rng = np.random.default_rng(0)
+    bases = {f"base{i}": 5 * rng.standard_normal() for i in range(30)}
+    rows = [
+        {"method": method, "base": base, "id": level + rng.standard_normal() + 10 * (method == "b")}
+        for base, level in bases.items() for method in "ab" for _ in range(3)
+    ]  # fmt: skip
+    found = components(pd.DataFrame(rows), "id")
+    assert found["seed"] == pytest.approx(1, rel=0.15) and found["base"] == pytest.approx(5, rel=0.35)
+    alone = components(pd.DataFrame(rows[:6]), "id")
+    assert math.isnan(alone["base"]) and alone["seed"] > 0
