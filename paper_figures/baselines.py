@@ -16,7 +16,7 @@ import pandas as pd
 
 from luffy.study import style
 
-from . import FIGURES, TABLES, claims, draw, module
+from . import FIGURES, TABLES, claims, draw, module, report
 from .runs import Runs, load
 
 FOLDER = Path(__file__).parent / "baselines"
@@ -47,6 +47,8 @@ def accept(runs: Runs, folder: Path = FOLDER) -> None:
         (folder / f"{name}.csv").write_text(_text(frame))
     for name in FIGURES:
         _picture(name, runs, folder / f"{name}.png")
+    report.RESULTS.write_text(report.results(runs))
+    report.README.write_text(report.with_results(report.README.read_text(), runs))
     for name in README:
         _picture(name, runs, folder.parent / "readme" / f"{name}.png", dpi=README_DPI)
 
@@ -55,7 +57,7 @@ def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
     """What differs from the baseline, a line each; empty if nothing does."""
     from matplotlib.testing.compare import compare_images
 
-    found = []
+    found = _report_drift(runs)
     for name, frame in frames(runs).items():
         try:
             expected = pd.read_csv(folder / f"{name}.csv")
@@ -81,6 +83,14 @@ def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
             if difference:
                 found.append(f"{name}: the picture has changed (RMS {difference['rms']:.1f}, tolerance {RMS})")
     return found
+
+
+def _report_drift(runs: Runs) -> list[str]:
+    text = report.README.read_text()
+    written = {report.RESULTS: report.results(runs), report.README: report.with_results(text, runs)}
+    return [
+        f"{path.name}: it does not say what the runs say" for path, said in written.items() if path.read_text() != said
+    ]
 
 
 def _picture(name: str, runs: Runs, path: Path, dpi: int = DPI) -> None:

@@ -21,7 +21,6 @@ from luffy.study.inference import Effect, welch
 from .runs import MAIN_SET, NoDataError, Runs
 
 Statistic = Callable[[Runs], Effect]  # raises NoDataError where the runs do not exist
-Values = "pd.Series[float]"
 LAST = 0.2  # share of the steps, at the end, that stands for "after training"
 RIVALS = ("on_policy", "sft", "rl_sft_loss", "sft_rl")
 # An effect within +- this counts as none: two points of accuracy, and what is as little in other units.
@@ -67,7 +66,9 @@ def gap(first: str, second: str, column: str, run_set: str = MAIN_SET) -> Statis
     return lambda runs: welch(100 * values(runs, first, column, run_set), 100 * values(runs, second, column, run_set))
 
 
-def steps_of(runs: Runs, method: str, metric: str, first: float, last: float, run_set: str = MAIN_SET) -> Values:
+def steps_of(
+    runs: Runs, method: str, metric: str, first: float, last: float, run_set: str = MAIN_SET
+) -> pd.Series[float]:
     """Mean of a training metric over a range of steps, as shares of all of them, by run."""
     curves = runs.curves_of(runs.of(run_set, method=method)).dropna(subset=[metric])
     curves = curves[curves["step"] > 0]
@@ -75,11 +76,11 @@ def steps_of(runs: Runs, method: str, metric: str, first: float, last: float, ru
     return curves[(place > first) & (place <= last)].groupby("run")[metric].mean()
 
 
-def after(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> Values:
+def after(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> pd.Series[float]:
     return steps_of(runs, method, metric, 1 - LAST, 1.0, run_set)
 
 
-def before(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> Values:
+def before(runs: Runs, method: str, metric: str, run_set: str = MAIN_SET) -> pd.Series[float]:
     """Over the first sixteenth of the steps: ten of 160."""
     return steps_of(runs, method, metric, 0.0, 1 / 16, run_set)
 
@@ -89,7 +90,7 @@ def after_gap(first: str, second: str, metric: str, scale: float = 1.0) -> Stati
     return lambda runs: welch(scale * after(runs, first, metric), scale * after(runs, second, metric))
 
 
-def gain(runs: Runs, method: str, run_set: str) -> Values:
+def gain(runs: Runs, method: str, run_set: str) -> pd.Series[float]:
     """What the reward of rollouts gained in training, in points."""
     return 100 * (after(runs, method, "reward/on", run_set) - before(runs, method, "reward/on", run_set))
 
@@ -100,7 +101,7 @@ def _towards_traces(runs: Runs) -> Effect:
     return inference.mean((traces - start).abs() - (traces - end).abs())
 
 
-def _steps_to_half(runs: Runs, method: str) -> Values:
+def _steps_to_half(runs: Runs, method: str) -> pd.Series[float]:
     """First step at which rollouts are half as long as demonstrations, by run; if never, one after the last."""
     curves = runs.curves_of(runs.of(method=method)).dropna(subset=["length/on", "length/off"])
     reached = curves[(curves["step"] > 0) & (curves["length/on"] >= curves["length/off"] / 2)]
@@ -138,7 +139,7 @@ def _answer_length(runs: Runs) -> Effect:
     return welch(means["sft"], means["luffy"])
 
 
-def operations(curves: pd.DataFrame) -> Values:
+def operations(curves: pd.DataFrame) -> pd.Series[float]:
     """What was spent until each row, per parameter of the model: 2 for a generated token and 6 for one trained on, over
     the stages together. Seconds would depend on what else the machine was doing."""
     spent = 2 * curves["total/generated_tokens"] + 6 * curves["total/trained_tokens"]
@@ -148,7 +149,7 @@ def operations(curves: pd.DataFrame) -> Values:
     return spent.fillna(0) + earlier.reindex(keys).to_numpy()
 
 
-def cost_to_reach(runs: Runs, method: str, accuracy: float, run_set: str = MAIN_SET) -> Values:
+def cost_to_reach(runs: Runs, method: str, accuracy: float, run_set: str = MAIN_SET) -> pd.Series[float]:
     """Operations until the accuracy in distribution of a validation, by run, interpolated between validations; all of
     them where it is never reached, which is too few."""
     curves = runs.curves_of(runs.of(run_set, method=method)).sort_values(["run", "step"])
@@ -306,7 +307,8 @@ CLAIMS: tuple[Claim, ...] = (
             paper=_published("table3", "LUFFY", METHODS[other].label, "id", group),
         )
         for kind, model, group in (
-            ("weaker", "tiny:own_share=0.1", "Qwen2.5-Math-1.5B"), ("stronger", "tiny:own_share=0.8", "Qwen2.5-7B-Instruct")
+            ("weaker", "tiny:own_share=0.1", "Qwen2.5-Math-1.5B"),
+            ("stronger", "tiny:own_share=0.8", "Qwen2.5-7B-Instruct"),
         )
         for other in ("on_policy", "sft")
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -49,9 +49,11 @@ def draw(table: pd.DataFrame) -> Figure:
     axes.set(xlim=(0, 12), ylim=(0.4, 4.7))
     axes.axis("off")
     for x, y, width, text, color in BOXES.values():
-        box = FancyBboxPatch((x, y), width, HEIGHT, boxstyle="round,pad=0.04", facecolor=color, edgecolor="#555555")
+        box = FancyBboxPatch(
+            (x, y), width, HEIGHT, boxstyle="round,pad=0.04", facecolor=color, edgecolor="#555555", zorder=2
+        )
         axes.add_patch(box)
-        axes.text(x + width / 2, y + HEIGHT / 2, text, ha="center", va="center", fontsize=8.5)
+        axes.text(x + width / 2, y + HEIGHT / 2, text, ha="center", va="center", fontsize=8.5, zorder=3)
     for start, end in ARROWS:
         (x0, y0, width, *_), (x1, y1, *_) = BOXES[start], BOXES[end]
         points = (x0 + width + 0.06, y0 + HEIGHT / 2), (x1 - 0.06, y1 + HEIGHT / 2)
@@ -64,7 +66,9 @@ def draw(table: pd.DataFrame) -> Figure:
         ((11.2, 2.58), (2.65, 3.48)): "arc3,rad=0.28",
     }
     for points, bend in bends.items():
-        arrow = dict(arrowstyle="-|>", mutation_scale=10, color="#555555", connectionstyle=bend)
+        arrow: dict[str, Any] = dict(
+            arrowstyle="-|>", mutation_scale=10, color="#555555", connectionstyle=bend, zorder=0
+        )
         axes.add_patch(FancyArrowPatch(*points, **arrow))
     axes.text(6.9, 4.42, "update of the policy", ha="center", va="center", fontsize=8.5)
     return figure

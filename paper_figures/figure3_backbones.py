@@ -21,8 +21,8 @@ SHOWN = ("on_policy", "sft", "luffy")
 REFERENCE = {"Qwen2.5-7B-Instruct": "Base"}  # what the paper's figure starts from; else Instruct
 CAPTION = (
     "Figure 3. Average accuracy in distribution. Above, hatched: the paper's six benchmarks (Table 3). Below: measured "
-    "on the embedded world, mean over seeds, a dot per run; the base models differ in the share of answers in which they "
-    "work step by step before training."
+    "on the embedded world, mean over seeds, a dot per run; the base models differ in the share of answers in which "
+    "they work step by step before training."
 )
 ORDER = ("Base", "Instruct", "SFT", "On-Policy RL", "LUFFY")
 

@@ -64,7 +64,7 @@ def bases(wanted: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
             continue
         log.info("measuring %s", model)
         for temperature in premise.TEMPERATURES:
-            values = {"think_format": job.config.reward.think_format}
+            values: dict[str, Any] = {"think_format": job.config.reward.think_format}
             rows = premise.measure(model, (3, 4, 5, 6, 7), temperature=temperature, **values)
             table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
     return table

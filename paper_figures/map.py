@@ -1,8 +1,8 @@
 """The map: how far LUFFY is ahead of each rival, over what the base elicits by itself and over what the teacher adds.
 
-Not a figure of the paper. A point of the map is a set of runs that differ in method and seed only. Leads are differences
-of means; their intervals have one standard deviation for all cells of the map (inference.pooled), which few seeds a cell
-could not give on their own.
+Not a figure of the paper. A point of the map is a set of runs that differ in method and seed only. Leads are
+differences of means; their intervals have one standard deviation for all cells of the map (inference.pooled), which few
+seeds a cell could not give on their own.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ AXES = {
 }
 DRAWS = 4000
 CAPTION = (
-    "Map. LUFFY's lead over each rival, in points of accuracy, with 95% intervals (one standard deviation for all cells). "
-    "Left: over how often the base works step by step by itself, before training. Right: over the training problems, from "
-    "those that the base's own steps finish (the teacher adds little) to those that they do not. Above 0 LUFFY is ahead; "
-    "the band is +-2 points."
+    "Map. LUFFY's lead over each rival, in points of accuracy, with 95% intervals (one standard deviation for all "
+    "cells). Left: over how often the base works step by step by itself, before training. Right: over the training "
+    "problems, from those that the base's own steps finish (the teacher adds little) to those that they do not. Above "
+    "0 LUFFY is ahead; the band is +-2 points."
 )
 
 
@@ -83,10 +83,9 @@ def data(runs: Runs) -> pd.DataFrame:
 def _leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]]:
     scaled = table.assign(value=100 * table[score])
     # a cell that is on both axes counts once
-    cells, deviation, df = inference.pooled(scaled.drop_duplicates("run"), "value", ["axis", "point", "method"])
-    del cells
+    _, deviation, df = inference.pooled(scaled.drop_duplicates("run"), "value", ["axis", "point", "method"])
     found = []
-    for (axis, place), part in scaled.groupby(["axis", "place"], sort=True):
+    for (axis, _), part in scaled.groupby(["axis", "place"], sort=True):
         groups = part.groupby("method")["value"].agg(["mean", "size"])
         facts = {"axis": axis, "point": part["point"].iloc[0], "x": part["x"].iloc[0], "score": score}
         for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(groups.index)]:
@@ -133,8 +132,7 @@ def at_equal_cost(runs: Runs) -> pd.DataFrame:
     totals = curves.groupby("run")["spent"].max()
     table = table.assign(spent=table["run"].map(totals))
     rows = []
-    for (axis, place), part in table.groupby(["axis", "place"], sort=True):
-        del place
+    for (axis, _), part in table.groupby(["axis", "place"], sort=True):
         sampled = part[part["method"] != "sft"]
         budget = float(sampled.groupby("method")["spent"].mean().min())
         reached = {
@@ -145,23 +143,28 @@ def at_equal_cost(runs: Runs) -> pd.DataFrame:
         means = means.set_index("method")
         best = means["mean"].idxmax()
         top = (float(means.loc[best, "mean"]), int(means.loc[best, "size"]))
-        near = [
-            METHODS[str(name)].label for name, row in means.iterrows()
-            if name == best or not inference.pooled_difference(top, (row["mean"], int(row["size"])), deviation, df).p < 0.05
-        ]  # fmt: skip
+        near = [best]
+        for name, row in means.iterrows():
+            behind = inference.pooled_difference(top, (row["mean"], int(row["size"])), deviation, df)
+            near += [name] if name != best and not behind.p < inference.LEVEL else []
         facts = {
             "axis": axis,
             "point": part["point"].iloc[0],
             "operations": budget,
             "base": 100 * part["base id"].mean(),
         }
-        rows.append({**facts, **{METHODS[m].label: means["mean"].get(m) for m in SHOWN}, "best": ", ".join(near)})
+        rows.append({**facts, **{METHODS[m].label: means["mean"].get(m) for m in SHOWN}, "best": _labels(near)})
     return pd.DataFrame(rows)
+
+
+def _labels(methods: Sequence[Any]) -> str:
+    return ", ".join(METHODS[str(name)].label for name in methods)
 
 
 def _until(curve: pd.DataFrame, budget: float) -> float:
     """Validation accuracy at that many operations: the mean of the last four validations before."""
-    known = curve.dropna(subset=["eval/id"])
+    # the last validation of a stage and the first of the next are of the same policy
+    known = curve.dropna(subset=["eval/id"]).drop_duplicates("step", keep="last")
     known = known[(known["spent"] <= budget * 1.0001) & (known["step"] > 0)]
     return float(known["eval/id"].tail(4).mean()) if len(known) else float(curve["eval/id"].dropna().iloc[0])
 

@@ -178,7 +178,8 @@ def make_problems(
 
     The same arguments give the same problems, and a larger count, or more traces, only adds to them. Traces of one
     problem differ in the teacher's mistakes only, so some are equal. trace_errors: share of traces that end in a wrong
-    answer; it changes nothing else. verbosity: see `teacher_trace`. Raises ValueError for an unknown family or split, and if the family
+    answer; it changes nothing else. verbosity: see `teacher_trace`.
+    Raises ValueError for an unknown family or split, and if the family
     has fewer problems than asked for.
     """
     if family not in FAMILIES or split not in SPLITS:

@@ -83,8 +83,8 @@ EVALUATION_FIELDS = [field.name for field in fields(EvaluationConfig)]
 # Fields that change how completions are graded or how fast they come, but not which they are.
 # The longest prompt says which problems are asked; where it bears on the window, completions carry that themselves.
 NOT_SAMPLING = {
-    "reward", "think_format", "boxed_format", "verifier_workers", "verifier_timeout", "device", "sampler_rows", "max_prompt_length",
-    "vllm_gpu_memory_utilization",
+    "reward", "think_format", "boxed_format", "verifier_workers", "verifier_timeout", "device", "sampler_rows",
+    "max_prompt_length", "vllm_gpu_memory_utilization",
 }  # fmt: skip
 
 

@@ -6,8 +6,8 @@ open think block (as the paper's does), and how such a block is filled: in a sha
 model's own steps, each of which may be wrong, and which give up on long chains; else not at all. So own_share says how
 much of the skill the base elicits by itself, from none (0) to always (1).
 
-Those that defaults use are shipped (luffy/model/bases, made by `python -m luffy.model.bases NAME --out DIR`); others are
-made when they are first asked for, in about a minute on one core, and kept in the cache folder ($LUFFY_CACHE, else
+Those that defaults use are shipped (luffy/model/shipped, made by `python -m luffy.model.bases NAME --out DIR`); others
+are made when they are first asked for, in about a minute on one core, and kept in the cache folder ($LUFFY_CACHE, else
 ~/.cache/luffy).
 """
 
@@ -33,7 +33,7 @@ from ..errors import ConfigError
 log = logging.getLogger(__name__)
 
 TINY = "tiny"
-SHIPPED = Path(__file__).parent / "bases"
+SHIPPED = Path(__file__).parent / "shipped"
 PRETRAINED = Path(__file__).parent / "tiny"
 
 
@@ -66,7 +66,7 @@ class Base:
         return self.name.replace(":", "-").replace(",", "-").replace("=", "_")
 
     def digest(self) -> str:
-        """Names the recipe with all that it depends on: these fields, the mixture, and the model that it goes on from."""
+        """Names all that the model depends on: these fields, the mixture, and the model that it goes on from."""
         text = json.dumps([asdict(self), asdict(Mixture()), file_hash(PRETRAINED / "model.safetensors")])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -114,7 +114,7 @@ def cache_folder() -> Path:
 
 
 def locate(base: Base) -> Path:
-    """The folder of a base model in Hugging Face layout; makes it first where it is neither shipped nor in the cache."""
+    """The folder of a base model in Hugging Face layout; makes it where it is neither shipped nor in the cache."""
     shipped = SHIPPED / base.folder_name
     if (shipped / "model.safetensors").is_file():
         return shipped
@@ -129,6 +129,7 @@ def locate(base: Base) -> Path:
             aside = Path(tempfile.mkdtemp(dir=cache, prefix=f".{folder.name}-"))
             try:
                 make(base, aside)
+                aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
                 os.rename(aside, folder)
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -137,8 +138,9 @@ def locate(base: Base) -> Path:
 
 def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:
     """Trains a base model and writes it to a folder in Hugging Face layout."""
-    from .pretrain import Schedule, fit
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .pretrain import Schedule, fit
 
     mixture = mixture or Mixture()
     log.info("making the base model %s: %d updates, under a minute", base.name, mixture.updates)

@@ -17,9 +17,9 @@ from luffy.data.tinyworld import (
 )
 from luffy.data.tokenization import completion_text
 from luffy.model.loading import TINY_MODEL
+from luffy.model.pretrain import Recipe, document, pretrain
 from luffy.sampling.local import TransformersSampler
 from luffy.sampling.protocol import SamplingParams, SamplingRequest
-from luffy.model.pretrain import Recipe, document, pretrain
 from luffy.verifier.pool import solution
 
 CHAIN = Chain(84, ("+1", "-5", "r", "+8", "r"))

@@ -2,6 +2,7 @@
 
 import random
 import re
+from itertools import pairwise
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -74,7 +75,7 @@ def test_others_are_made_once_and_kept(tmp_path, monkeypatch):
 
 
 def test_own_answers_by_hand():
-    """Without noise the steps are right; those of a chain within own_difficulty finish it, of a longer one they stop."""
+    """Without noise the steps are right; they finish a chain within own_difficulty, of a longer one they stop."""
     rng = random.Random(0)
     text = own_answer(CHAIN, rng, Base(own_noise=0.0, own_difficulty=6))
     assert text == "84+1=85;85-5=80;80r=8;8+8=16;16r=61</think>\\boxed{61}"
@@ -85,7 +86,7 @@ def test_own_answers_by_hand():
     assert right == pytest.approx(0.9**5, abs=0.04)
     for text in noisy:  # what follows a wrong step builds on it
         steps = [re.fullmatch(r"(\d+)([+-]\d|r)=(\d+)", step) for step in text.split("</think>")[0].split(";")]
-        assert all(later[1] == earlier[3] for earlier, later in zip(steps, steps[1:], strict=False))
+        assert all(later[1] == earlier[3] for earlier, later in pairwise(steps))
 
 
 def test_mixture():

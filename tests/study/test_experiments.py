@@ -231,8 +231,8 @@ def test_presets_with_models_and_tuned_values(tmp_path):
     """A seed takes its model from the list; tuned values go over the preset's and under a variant's; a model that is
     given goes over the list."""
     preset = {
-        "methods": ["luffy", "sft"], "seeds": [0, 1, 2], "models": ["tiny:own_share=0.1", "tiny"], "learning_rate": 1e-3,
-        "tuned": {"luffy": {"learning_rate": 2e-3}}, "variants": [{}, {"learning_rate": 5e-3}],
+        "methods": ["luffy", "sft"], "seeds": [0, 1, 2], "models": ["tiny:own_share=0.1", "tiny"],
+        "learning_rate": 1e-3, "tuned": {"luffy": {"learning_rate": 2e-3}}, "variants": [{}, {"learning_rate": 5e-3}],
     }  # fmt: skip
     jobs = experiments.preset_jobs(preset, tmp_path)
     assert [job.config.model for job in jobs[::2]] == ["tiny:own_share=0.1", "tiny", "tiny:own_share=0.1"] * 2

@@ -35,7 +35,7 @@ def test_equal_runs_are_equal():
 
 
 def test_holm_by_hand():
-    """.01, .04, .03 of three: .03, then max(.03, 2 x .03) = .06, then max(.06, .04); what is not known does not count."""
+    """.01, .04, .03 of three: .03, then max(.03, 2 x .03) = .06, then max(.06, .04); NaN does not count."""
     assert holm([0.01, 0.04, 0.03, math.nan])[:3] == pytest.approx([0.03, 0.06, 0.06])
     assert math.isnan(holm([0.01, math.nan])[1]) and all(map(math.isnan, holm([math.nan])))
 

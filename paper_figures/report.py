@@ -1,0 +1,151 @@
+"""The results in words and tables: RESULTS.md, and the part of the README between two marks. Computed, never edited.
+
+`python -m paper_figures.baselines --accept` writes both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from luffy.methods import METHODS, PAPER_METHODS
+from luffy.stats import interval
+from luffy.study.inference import VERDICTS
+
+from . import claims, map
+from .runs import MAIN_SET, NoDataError, Runs
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+README = Path(__file__).parents[1] / "README.md"
+MARKS = ("<!-- results: written by python -m paper_figures.baselines --accept -->", "<!-- end of results -->")
+COLUMNS = {
+    "id": "in distribution", "ood": "out of distribution", "id T=0.1": "in, at T = 0.1", "pass@8": "pass@8",
+    "entropy_answer": "entropy of an answer", "length": "length", "operations": "operations",
+}  # fmt: skip
+
+
+def main_table(runs: Runs) -> pd.DataFrame:
+    """A row for the base models and for every method of the main runs, as text: mean +- half-width of the 95% interval
+    over seeds. Operations: 2 per parameter for a generated token, 6 for one trained on, in millions."""
+    chosen = runs.of()
+    chosen = chosen.assign(operations=(2 * chosen["generated_tokens"] + 6 * chosen["trained_tokens"]) / 1e6)
+    bases = chosen.drop_duplicates("model")
+    known = {column: bases[f"base {column}"] for column in ("id", "ood")}
+    rows = {"Base": {"seeds": len(bases), **{name: _cell(name, known.get(name)) for name in COLUMNS}}}
+    for method in [method for method in PAPER_METHODS if method in set(chosen["method"])]:
+        part = chosen[chosen["method"] == method]
+        rows[METHODS[method].label] = {"seeds": len(part), **{name: _cell(name, part[name]) for name in COLUMNS}}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename(columns=COLUMNS)
+    table.index.name = "method"
+    return table
+
+
+def _cell(column: str, values: pd.Series[float] | None) -> str:
+    percent = column in ("id", "ood", "id T=0.1", "pass@8")
+    mean, half = interval([] if values is None else ((100 if percent else 1) * values).tolist())
+    if mean != mean:
+        return "–"
+    return f"{mean:.1f}" + (f" ± {half:.1f}" if half == half else "")
+
+
+def verdict_lists(verdicts: pd.DataFrame) -> str:
+    """Every claim under its verdict, with our value, its interval, the seeds and the paper's value."""
+    parts = []
+    for verdict in (*VERDICTS, "no data"):
+        rows = verdicts[verdicts["verdict"] == verdict].to_dict("records")
+        if not rows:
+            continue
+        lines = [f"**{verdict.capitalize()}** ({len(rows)}):", ""]
+        for row in rows:
+            line = f"- {row['claim']} ({row['where']})"
+            if verdict != "no data":
+                line += f": {row['ours']:+.2g} [{row['low']:+.2g}, {row['high']:+.2g}] {row['unit']}"
+                line += f", {row['seeds']:.0f} seeds"
+            line += f"; paper {row['paper']:+.1f}" if row["paper"] == row["paper"] and row["paper"] is not None else ""
+            if verdict == "undecided":
+                needed = row["seeds needed"]
+                line += f"; would take {needed:.0f} seeds" if needed == needed else "; would take over 1,000 seeds"
+            lines.append(line)
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def sets(runs: Runs) -> str:
+    """Which runs there are, and of how many the presets consist."""
+    from . import make_runs
+
+    wanted = make_runs.jobs(Path("runs"))
+    missing = {job.run_dir for job in make_runs.missing(wanted, runs)}
+    lines = []
+    for name in make_runs.SETS:
+        of_set = [job for job in wanted if job.run_dir.parent.name == name]
+        lacking = [job for job in of_set if job.run_dir in missing]
+        seeds = sorted({job.config.seed for job in lacking})
+        text = f"- {name}: {len(of_set) - len(lacking)} of {len(of_set)} runs"
+        lines.append(text + (f"; missing are runs of seeds {', '.join(map(str, seeds))}" if lacking else ""))
+    return "\n".join(lines)
+
+
+def results(runs: Runs) -> str:
+    """The text of RESULTS.md."""
+    verdicts = claims.table(runs)
+    leads = map.data(runs)
+    parts = [
+        "# What came out",
+        "Computed from `paper_figures/runs` by `python -m paper_figures.baselines --accept`. Accuracy in percent at "
+        "temperature 0.6 is a run's score, the mean of its last four validations (400 problems a family); mean ± "
+        "half-width of the 95% interval over seeds (of the base: over base models). T = 0.1 and pass@8 are of the last "
+        "checkpoint. Entropy in nats, length in tokens, operations in millions per parameter.",
+        main_table(runs).to_markdown(),
+        "## The runs\n\n" + sets(runs),
+        "## What scores vary with\n\nStandard deviations in points.\n\n"
+        + claims.spread(runs).round(2).to_markdown(index=False),
+        "## The claims of the paper\n\nPositive agrees with the paper; brackets are 95% intervals (Welch). Reproduced "
+        "and contradicted: p < 0.05 after Holm's correction within a family of claims. No effect: within a bound ("
+        + ", ".join(f"{bound:g} {unit}" for unit, bound in claims.BOUNDS.items())
+        + ") by two one-sided tests.\n\n"
+        + verdict_lists(verdicts),
+    ]
+    if len(leads):
+        parts += [
+            "## The map\n\n" + "\n".join(f"- {line}" for line in map.conclusions(leads)),
+            "At equal cost, accuracy in distribution (millions of operations per parameter):\n\n" + _cost(runs),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cost(runs: Runs) -> str:
+    table = map.at_equal_cost(runs)
+    return table.assign(operations=(table["operations"] / 1e6).round(1)).round(1).to_markdown(index=False)
+
+
+def readme(runs: Runs) -> str:
+    """The text between the marks of the README."""
+    counts = claims.table(runs)["verdict"].value_counts()
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*VERDICTS, "no data") if verdict in counts)
+    try:
+        conclusions = "\n".join(f"- {line}" for line in map.conclusions(map.data(runs)))
+    except NoDataError:
+        conclusions = ""
+    seeds = runs.of()["seed"].nunique()
+    return "\n\n".join(
+        [
+            "![LUFFY's lead over its rivals on the map](paper_figures/readme/map.png)",
+            conclusions,
+            f"The default world (set `{MAIN_SET}`, {seeds} seeds), accuracy in percent, mean ± half-width of the 95% "
+            "interval:",
+            main_table(runs).to_markdown(),
+            f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has each with its "
+            "interval, and how many seeds the undecided ones would take.",
+        ]
+    )
+
+
+def with_results(text: str, runs: Runs) -> str:
+    """A README with its results written anew between the marks. Raises ValueError if it lacks them."""
+    before, start, rest = text.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise ValueError(f"{README} lacks the marks {MARKS}")
+    return f"{before}{start}\n\n{readme(runs)}\n\n{end}{after}"
