@@ -18,7 +18,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from . import methods
-from .config import DROPPED, RENAMED, TINY, Config, describe_unknown, field_names, make_config
+from .config import DEFAULT_MODEL, DROPPED, RENAMED, TINY, Config, describe_unknown, field_names, make_config
 from .errors import ConfigError, DataError, RunError, TemplateError
 from .evaluation.options import EvaluationConfig
 from .methods import METHODS
@@ -180,7 +180,7 @@ def _check_models(models: Sequence[str]) -> None:
 
 def evaluate(
     *,
-    models: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--model"])] = (TINY,),
+    models: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--model"])] = (DEFAULT_MODEL,),
     benchmarks: tuple[str, ...] = ("tinyworld",),
     out_dir: Path = Path("runs/evaluate"),
     limit: int = 0,

@@ -325,6 +325,10 @@ DROPPED = dict.fromkeys(
 )
 
 
+# Fields that came later and whose default is not what was the case before.
+LATER = {"verbosity": 0.0}
+
+
 def _named(values: dict[str, Any]) -> dict[str, Any]:
     return {ALIASES.get(name, name): value for name, value in values.items()}
 
@@ -361,7 +365,7 @@ def describe_unknown(name: str, method: type[Method]) -> str:
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """The flat values of a run that may have been begun when every method had every field. Raises ConfigError if they
     say what can no longer be said."""
-    values = {name: value for name, value in values.items() if name not in DROPPED}
+    values = LATER | {name: value for name, value in values.items() if name not in DROPPED}
     if "supervised" not in values:
         return values
     method = methods.get(str(values.get("method")))

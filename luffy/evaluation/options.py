@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from pydantic import Field
 
-from ..config import TINY, Device, JsonMapping, RewardName, Template, check_package
+from ..config import DEFAULT_MODEL, Device, JsonMapping, RewardName, Template, check_package
 from ..errors import ConfigError
 from ..methods.fields import Count, NonNegative, Positive, PositiveInt, settings
 from ..runs import damage
@@ -30,8 +30,8 @@ MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 class EvaluationConfig:
     """How a model is evaluated; the defaults are the paper's (App. C.1)."""
 
-    model: tyro.conf.Suppress[tyro.conf.Fixed[str]] = TINY  # the command line has --models
-    """A Hugging Face folder, a hub name, a run directory (its last checkpoint), or "tiny"."""
+    model: tyro.conf.Suppress[tyro.conf.Fixed[str]] = DEFAULT_MODEL  # the command line has --models
+    """A Hugging Face folder, a hub name, a run directory (its last checkpoint), or an embedded one (model/bases.py)."""
     template: Template = "chat"
     """Prompt template: "chat" (the tokenizer's own), paper (App. C.2), llama, qwen, simplerl, prime, no."""
     temperature: NonNegative = 0.6

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 TINY = "tiny"
 SHIPPED = Path(__file__).parent / "shipped"
+# Only a prompt opens a think block: what follows an answer is its end.
+CHAT_TEMPLATE = f"{tinyworld.CHAT_TEMPLATE}{{% if add_generation_prompt %}}{THINK_OPEN}{{% endif %}}"
 PRETRAINED = Path(__file__).parent / "tiny"
 
 
@@ -148,7 +150,7 @@ def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:
     tokenizer = AutoTokenizer.from_pretrained(PRETRAINED)
     schedule = Schedule(mixture.updates, mixture.batch_size, mixture.learning_rate, mixture.warmup, decay_share=1.0)
     fit(model, tokenizer, lambda rng, update: document(rng, base, mixture), schedule, f"{base.name}/{base.seed}")
-    tokenizer.chat_template = tinyworld.CHAT_TEMPLATE + THINK_OPEN
+    tokenizer.chat_template = CHAT_TEMPLATE
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import tinyworld
 from ..config import Config, make_config
+from ..data import tinyworld
 from ..stats import mean, pass_at_k
 
 log = logging.getLogger(__name__)

@@ -94,7 +94,9 @@ def _validated(row: dict[str, Any]) -> dict[str, float]:
 
 def _score(metrics: list[dict[str, Any]], evaluation: dict[str, Any]) -> dict[str, float]:
     last = metrics[-1]["stage"] if metrics else 0
-    scored = [found for row in metrics if row["stage"] == last and row["step"] and (found := _validated(row))][-SCORED:]
+    # not the row before the first step
+    trained = [row for row in metrics if row["stage"] == last and "time/step" in row]
+    scored = [found for row in trained if (found := _validated(row))][-SCORED:]
     if scored:
         return {name: sum(found[name] for found in scored) / len(scored) for name in scored[-1]}
     return evaluation["averages"] | {name: result["accuracy"] for name, result in evaluation["families"].items()}

@@ -82,7 +82,9 @@ def test_results_and_costs(jobs, short_run):
 
 def test_score_is_the_mean_of_the_last_four_validations(jobs):
     rows = [{"stage": 0, "step": 25 * i, "eval/id": i / 10, "eval/chain/accuracy": i / 20} for i in range(8)]
+    rows = [rows[0], *({**row, "time/step": 1.0} for row in rows[1:])]
     assert results._score(rows, {}) == {"id": pytest.approx(0.55), "chain": pytest.approx(0.275)}
+    assert results._score(rows[:3], {})["id"] == pytest.approx(0.15)  # not the one before the first step
     evaluation = {"averages": {"id": 0.3}, "families": {"chain": {"accuracy": 0.3}}}
     assert results._score([{"stage": 0, "step": 1}], evaluation) == {"id": 0.3, "chain": 0.3}
 

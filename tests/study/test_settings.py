@@ -73,22 +73,32 @@ SUPERVISED = {  # O: three epochs in batches of 64, warm-up of a tenth, learning
     "four_gpus": PAPER_SFT,
     "one_gpu": {**PAPER_SFT, "max_steps": 4284, "warmup_steps": 856},
 }
-PUBLISHED = {  # Q, fixed before the published seeds were run
-    "max_steps": 300, "num_problems": 1000, "difficulties": [3, 4, 5, 6], "rollout_batch_size": 16,
+WORLD = {  # Q, fixed before the published seeds were run
+    "max_steps": 160, "num_problems": 1000, "difficulties": [3, 4, 5, 6, 7], "verbosity": 0.3, "rollout_batch_size": 16,
     "mini_batch_size": 8, "num_generations": 8, "temperature": 1.0, "entropy_coef": 1e-4, "learning_rate": 3e-4,
-    "warmup_steps": 5, "weight_decay": 0.01, "max_grad_norm": 1.0, "max_completion_length": 96, "model": "tiny",
-    "final_eval_problems": 500, "final_eval_samples": 8, "eval_problems": 200, "eval_temperature": 0.6,
+    "warmup_steps": 5, "weight_decay": 0.01, "max_grad_norm": 1 / 64, "max_completion_length": 128,
+    "model": "tiny:own_share=0.4", "think_format": True, "boxed_format": True, "eval_steps": 20, "eval_problems": 400,
+    "eval_temperature": 0.6, "final_eval_problems": 200, "final_eval_samples": 8, "final_eval_temperatures": [0.1],
 }  # fmt: skip
-FEW = {"final_eval_problems": 100, "final_eval_samples": 4}
-ABLATIONS = {
-    "full": PUBLISHED,
-    "hard": {**PUBLISHED, **FEW, "difficulties": [5, 6]},  # Figure 4
-    "easy": {**PUBLISHED, **FEW, "difficulties": [3, 4]},  # Figure 4
-    "gamma": PUBLISHED,
-    "sensitivity": {**PUBLISHED, "max_steps": 150, "eval_problems": 60, "final_eval_samples": 4},
-    "default": {"max_steps": 200, "learning_rate": 3e-4, "rollout_batch_size": 16},
-    "smoke": {"max_steps": 3, "rollout_batch_size": 4, "mini_batch_size": 2},
-}
+TEN, FIVE = list(range(10)), list(range(5))
+ABLATIONS = {  # values and seeds
+    "world": (WORLD, None),
+    "full": (WORLD, TEN),
+    "map": ({**WORLD, "model": "tiny:own_share=0"}, [0, 1, 2]),
+    "hard": ({**WORLD, "difficulties": [6, 7]}, FIVE),  # Figure 4
+    "easy": ({**WORLD, "difficulties": [3, 4]}, FIVE),  # Figure 4
+    "gamma": ({**WORLD, "gamma": 0.05}, FIVE),
+    "plus": ({**WORLD, "max_steps": 275, "eval_steps": 25}, FIVE),  # P4: LUFFY with a dagger, 860 steps instead of 500
+    "sensitivity": ({**WORLD, "trace_errors": 0.3}, [0]),
+    "default": ({**WORLD, "max_steps": 100, "eval_problems": 60, "final_eval_samples": 4}, [0]),
+    "smoke": ({"max_steps": 3, "rollout_batch_size": 4, "mini_batch_size": 2}, [0]),
+    "pilot_stability": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0,
+                         "max_grad_norm": 1.0}, [101, 102]),
+    "tuning": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0}, [101]),
+}  # fmt: skip
+
+
+TUNED: dict[str, dict[str, float]] = {}
 
 
 def configuration(name, method="luffy"):
@@ -104,8 +114,9 @@ def shown(config, expected):
 def test_methods(method):
     config = make_config(method)
     assert shown(config, METHODS[method]) == METHODS[method]
+    schedule = {"lr_scheduler_type": "constant", "max_grad_norm": 1 / 64}  # P4; R: 1.0, on a gradient 64 times ours
     linear = {"lr_scheduler_type": "linear", "max_grad_norm": 1.0}  # O; ours
-    assert shown(config, linear) == (linear if method == "sft" else {**linear, "lr_scheduler_type": "constant"})
+    assert shown(config, schedule) == (linear if method == "sft" else schedule)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
@@ -118,13 +129,22 @@ def test_configurations(name):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations(name):
-    for job in preset_jobs(load_preset(name), "runs"):
-        if job.config.method.name != "luffy":
-            continue
-        values = ABLATIONS[name] if not job.variant else {}
-        assert shown(job.config, values) == values
+    """The first run of LUFFY in each; the seeds; and no published run has a seed or a base model of the pilots."""
+    values, seeds = ABLATIONS[name]
     preset = load_preset(name)
-    assert preset["seeds"] == ([0] if name in ("default", "smoke", "sensitivity") else [0, 1, 2])
+    jobs = preset_jobs(preset, "runs")
+    first = next(job.config for job in jobs if job.config.method.name == "luffy")
+    assert shown(first, values) == values
+    assert preset.get("seeds") == seeds
+    if name not in ("pilot_stability", "tuning"):
+        assert all(job.config.seed < 100 and "seed=3" not in job.config.model for job in jobs)
+
+
+def test_each_method_in_the_published_set():
+    """What is a method's own, tuned (Q) or on another scale."""
+    jobs = {job.config.method.name: job.config for job in preset_jobs({**load_preset("full"), "seeds": [0]}, "runs")}
+    assert jobs["sft"].update.max_grad_norm == 1.0  # its loss is a mean over tokens
+    assert {name: shown(jobs[name], values) for name, values in TUNED.items()} == TUNED
 
 
 def test_every_file_and_method_is_in_the_tables():
