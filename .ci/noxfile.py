@@ -54,6 +54,7 @@ def notebooks(session: nox.Session) -> None:
             pool.submit(execute, "evaluate", limit=30, runs_dir=f"{folder}/evaluate"),
             pool.submit(execute, "explore", training_seconds=5, runs_dir=f"{folder}/explore"),
             pool.submit(execute, "data", out_dir=f"{folder}/data"),
+            pool.submit(execute, "map", out_dir=f"{folder}/map"),
             pool.submit(execute, "benchmarks", parts="[head, verifier]", grow=False),
         ]
         for notebook in started:

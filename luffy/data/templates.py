@@ -180,6 +180,9 @@ def turn_end(tokenizer: Any, template: str = "chat") -> int:
         text = _chat(tokenizer, turns, None, None, add_generation_prompt=False)
     except jinja2.TemplateError:
         return tokenizer.eos_token_id
-    after = tokenizer.encode(text.rpartition(said)[2].lstrip(), add_special_tokens=False)
+    behind = text.rpartition(said)[2].lstrip()
+    if behind.startswith(THINK_OPEN):  # a template that opens a block whether or not an answer is to follow
+        return tokenizer.eos_token_id
+    after = tokenizer.encode(behind, add_special_tokens=False)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return after[0] if after and after[0] in special else tokenizer.eos_token_id

@@ -35,7 +35,7 @@ def measure(
     **values: Any,
 ) -> list[dict[str, Any]]:
     """A row per difficulty, and one of all ("all"): pass@k, `beyond`, the share of problems that no answer gets right,
-    and of the answers the share with steps, the share boxed, and their mean length. Held-out problems, `problems` of
+    and of the answers the share with two steps or more, the share boxed, and their mean length. Held-out problems, `problems` of
     each difficulty. values: other fields of the configuration, such as think_format."""
     import torch
 
@@ -65,7 +65,7 @@ def _row(problems: Sequence[list[dict[str, float]]], samples: int) -> dict[str, 
 def _answers(
     config: Config, level: int, problems: int, samples: int, temperature: float
 ) -> Iterator[list[dict[str, float]]]:
-    """Of each problem its answers: whether right, whether with steps, whether boxed, and the length."""
+    """Of each problem its answers: whether right, whether with two steps or more, whether boxed, and the length."""
     from ..data.tokenization import tokenize_problems
     from ..evaluation import ask
     from ..evaluation.rewards import make_reward
@@ -88,7 +88,7 @@ def _answers(
             judged.add(tokenized[place].problem, tokenized[place].prompt_text, answer.text)
         found: dict[int, list[dict[str, float]]] = defaultdict(list)
         for (place, _, answer), score in zip(given, judged.finish(), strict=True):
-            facts = {"steps": "=" in answer.text, "boxed": answer.boxed, "length": answer.tokens}
+            facts = {"steps": answer.text.count("=") >= 2, "boxed": answer.boxed, "length": answer.tokens}
             found[place].append({"right": score, **facts})
     finally:
         reward.close()

@@ -67,7 +67,7 @@ def test_own_files(tmp_path):
     assert load([str(tmp_path / "mine.jsonl")]) == load(str(tmp_path / "mine.jsonl"))
     limited = load([str(tmp_path / "mine.jsonl"), "tinyworld"], limit=1)
     assert [(entry.name, len(entry.problems)) for entry in limited] == [
-        *((family, 1) for family in ("chain", "words", "flip", "prefix")),
+        *((family, 1) for family in ("chain", "words", "flip", "prefix", "lines")),
         ("mine", 1),
     ]
 

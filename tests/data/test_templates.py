@@ -91,6 +91,8 @@ def test_a_demonstration_ends_as_the_template_ends_a_turn(tiny):
     tokenizer = templated(tiny, TURNS)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert turn_end(tokenizer) == end and turn_end(tokenizer, "paper") == turn_end(tiny[1]) == tokenizer.eos_token_id
+    always = templated(tiny, "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>")
+    assert turn_end(always) == always.eos_token_id  # a think block that is opened is no end
     assert {end, tokenizer.eos_token_id} <= set(eos_ids("tiny", tokenizer))
     problems = [Problem(({"role": "user", "content": "84+1?"},), "85", ("85<eos>", "85<|im_end|>61"))]
     tokenized, _ = tokenize_problems(problems, tokenizer, max_prompt_length=20, max_completion_length=20)

@@ -53,7 +53,7 @@ def test_tiny_world_end_to_end(tiny):
     with Verifier(workers=1) as verifier:
         first = evaluate(tiny, MathReward(verifier, think=False), make_config(**SMALL))
         assert first == evaluate(tiny, MathReward(verifier, think=False), make_config(**SMALL))
-    assert set(first) == {"chain", "words", "flip", "prefix"}
+    assert set(first) == {"chain", "words", "flip", "prefix", "lines"}
     assert all(len(family.right) == 10 for family in first.values())
     assert first["words"].accuracy > first["chain"].accuracy  # it has easier problems
 
@@ -66,11 +66,11 @@ def test_function_reward_sees_prompts_completions_and_columns(tiny):
         return [float(a in c) for a, c in zip(answer, completions, strict=True)]
 
     results = evaluate(tiny, FunctionReward(reward), make_config(**SMALL), samples=1)
-    assert len(calls) == 1 and all(len(column) == 40 for column in calls[0])
+    assert len(calls) == 1 and all(len(column) == 50 for column in calls[0])
     assert calls[0][0][0].endswith("?")
     assert sum(sum(r.right) for r in results.values()) > 0
-    for returned in ([], [1.0], ["x"] * 40, [float("nan")] * 40, None):
-        with pytest.raises(ConfigError, match="one finite number, or None, for each of 40 completions"):
+    for returned in ([], [1.0], ["x"] * 50, [float("nan")] * 50, None):
+        with pytest.raises(ConfigError, match="one finite number, or None, for each of 50 completions"):
             evaluate(tiny, FunctionReward(lambda returned=returned, **_: returned), make_config(**SMALL), samples=1)
 
 

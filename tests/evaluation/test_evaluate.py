@@ -23,6 +23,11 @@ from luffy.runs import RunDirectory, read_lines
 from luffy.verifier import strict as grading
 
 
+def settings(**values):
+    """Of an evaluation of the model before its further training, which answers at once."""
+    return EvaluationConfig(**{"model": "tiny", **values})
+
+
 @pytest.fixture(scope="module")
 def world():
     return benchmarks.load(["tinyworld"], limit=6)
@@ -30,15 +35,15 @@ def world():
 
 @pytest.fixture(scope="module")
 def done(world, tmp_path_factory):
-    evaluation = Evaluation(EvaluationConfig(), world, tmp_path_factory.mktemp("done"))
+    evaluation = Evaluation(settings(), world, tmp_path_factory.mktemp("done"))
     evaluation.run()
     return evaluation
 
 
-def copy_of(evaluation, world, tmp_path, **settings):
+def copy_of(evaluation, world, tmp_path, **values):
     """The same evaluation in another place, with other settings."""
     shutil.copytree(evaluation.path, tmp_path / evaluation.path.name)
-    return Evaluation(EvaluationConfig(**settings), world, tmp_path)
+    return Evaluation(settings(**values), world, tmp_path)
 
 
 def forbid_generation(monkeypatch):
@@ -47,12 +52,12 @@ def forbid_generation(monkeypatch):
 
 def test_what_is_written(done, world):
     lines = list(read_lines(done.path / "completions.jsonl"))
-    assert len(lines) == 24 and all(len(line["answers"]) == 4 for line in lines)
+    assert len(lines) == 30 and all(len(line["answers"]) == 4 for line in lines)
     assert {line["prompt"] for line in lines} == {p.prompt[0]["content"] for e in world for p in e.problems}
     scores = done.scores()
     assert scores.keys() == done.completions().keys() == {task.place for task in done.tasks}
     results = done.results()
-    assert list(results) == ["chain", "words", "flip", "prefix"]
+    assert list(results) == ["chain", "words", "flip", "prefix", "lines"]
     assert results["words"].samples == 4 and len(results["words"].right) == 6
     assert sum(sum(r.right) for r in results.values()) > 0
     for row in done.rows():
@@ -88,10 +93,10 @@ def test_a_new_grader_grades_without_generating(done, world, tmp_path, monkeypat
     expected = done.results()
     monkeypatch.setattr("luffy.evaluation.options.grader_version", lambda: "another")
     again = copy_of(done, world, tmp_path)
-    with pytest.raises(RunError, match="is not complete: 24 of 24 problems have no scores"):
+    with pytest.raises(RunError, match="is not complete: 30 of 30 problems have no scores"):
         again.results()
     again.run()
-    assert again.results() == expected and len(list(read_lines(again.path / "scores.jsonl"))) == 24
+    assert again.results() == expected and len(list(read_lines(again.path / "scores.jsonl"))) == 30
 
 
 def first_letter(prompts, completions, answer, **columns):
@@ -126,7 +131,7 @@ def test_the_window_ends_with_the_models_positions(world, tmp_path, caplog):
     from dataclasses import replace
 
     long = [replace(entry, benchmark=replace(entry.benchmark, window=8192)) for entry in world[:1]]
-    evaluation = Evaluation(EvaluationConfig(), long, tmp_path)
+    evaluation = Evaluation(settings(), long, tmp_path)
     longest = max(len(task.problem.prompt_ids) for task in evaluation.tasks)
     assert {task.window for task in evaluation.tasks} == {512 - longest}
     assert f"a window of {512 - longest} instead of 8192" in caplog.text
@@ -150,7 +155,7 @@ def test_a_corrected_ground_truth_is_graded_again(done, tmp_path, monkeypatch):
     given = next(row for row in done.rows() if not row["right"] and row["benchmark"] == "chain")
     problems = list(loaded[0].problems)
     problems[given["problem"]] = replace(problems[given["problem"]], answer=given["given"])
-    corrected = Evaluation(EvaluationConfig(), [replace(loaded[0], problems=tuple(problems)), *loaded[1:]], tmp_path)
+    corrected = Evaluation(settings(), [replace(loaded[0], problems=tuple(problems)), *loaded[1:]], tmp_path)
     corrected.run()
     assert sum(corrected.results()["chain"].right) > sum(done.results()["chain"].right)
     assert corrected.results()["words"] == done.results()["words"]
@@ -158,18 +163,18 @@ def test_a_corrected_ground_truth_is_graded_again(done, tmp_path, monkeypatch):
 
 def test_more_problems_and_benchmarks_join(done, tmp_path):
     """What a problem is answered does not depend on what else is asked, up to rounding in another batch."""
-    small = Evaluation(EvaluationConfig(), benchmarks.load(["chain"], limit=3), tmp_path)
+    small = Evaluation(settings(), benchmarks.load(["chain"], limit=3), tmp_path)
     small.run()
     first = small.completions()
-    large = Evaluation(EvaluationConfig(), benchmarks.load(["tinyworld"], limit=6), tmp_path)
+    large = Evaluation(settings(), benchmarks.load(["tinyworld"], limit=6), tmp_path)
     assert large.path == small.path
     large.run()
     assert large.completions() == done.completions() and first.items() <= large.completions().items()
 
 
 def test_another_way_of_sampling_is_another_directory(world, tmp_path):
-    def path(**settings):
-        return Evaluation(EvaluationConfig(**settings), world, tmp_path).path
+    def path(**values):
+        return Evaluation(settings(**values), world, tmp_path).path
 
     same = path()
     assert path(verifier_workers=1, device="cpu", sampler_rows=7, reward="math_verify", max_prompt_length=99) == same
@@ -198,14 +203,14 @@ def test_kill_and_resume(tmp_path, capfd):
     os.kill(killed, signal.SIGKILL)
     assert ended(killed) == -signal.SIGKILL
     before = written[0].read_bytes()
-    assert 0 < before.count(b"\n") < 240
+    assert 0 < before.count(b"\n") < 300
     capfd.readouterr()
     evaluate("killed")
     assert capfd.readouterr().out == table
     assert written[0].read_bytes().startswith(before[: before.rfind(b"\n") + 1])  # nothing was generated twice
     expected = next((tmp_path / "whole").glob("*/completions.jsonl"))
     ours, theirs = (sorted(map(json.dumps, read_lines(path))) for path in (written[0], expected))
-    assert ours == theirs and len(ours) == 240
+    assert ours == theirs and len(ours) == 300
     for name in ("table.md", "table.tex", "table.csv", "summary.csv", "pass.csv", "differences.csv"):
         assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
 
@@ -271,8 +276,8 @@ def test_damaged_weights(world, tmp_path, short_run):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"is damaged: model\.safetensors has changed"):
-        Evaluation(EvaluationConfig(model=str(run.path)), world, tmp_path)
-    folder = Evaluation(EvaluationConfig(model=str(run.path / "final")), world, tmp_path)
+        Evaluation(settings(model=str(run.path)), world, tmp_path)
+    folder = Evaluation(settings(model=str(run.path / "final")), world, tmp_path)
     with pytest.raises(ConfigError, match="cannot load the weights"):
         folder.run()
     import torch
@@ -282,11 +287,11 @@ def test_damaged_weights(world, tmp_path, short_run):
     state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], float("nan"))
     save_file(state, weights, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="logits that are not numbers"):
-        Evaluation(EvaluationConfig(model=str(run.path / "final")), world, tmp_path).run()
+        Evaluation(settings(model=str(run.path / "final")), world, tmp_path).run()
 
 
 def test_long_prompts_are_counted(world, tmp_path, caplog):
-    evaluation = Evaluation(EvaluationConfig(max_prompt_length=9, samples=1), world[:1], tmp_path)
+    evaluation = Evaluation(settings(max_prompt_length=9, samples=1), world[:1], tmp_path)
     kept = evaluation.counts["chain"]["problems"]
     assert 0 < kept < 6 and evaluation.counts["chain"]["long_prompts"] == 6 - kept
     assert f"{6 - kept} of 6 prompts left out" in caplog.text
@@ -301,7 +306,7 @@ def test_only_one_process_at_a_time(done, world, tmp_path):
 
 
 def test_bfloat16_weights(world, tmp_path):
-    evaluation = Evaluation(EvaluationConfig(precision="bfloat16", samples=1), world[1:2], tmp_path)
+    evaluation = Evaluation(settings(precision="bfloat16", samples=1), world[1:2], tmp_path)
     evaluation.run()
     assert evaluation.results()["words"].boxed == 1.0
 
@@ -334,7 +339,7 @@ def test_the_next_day_asks_the_same_questions(tmp_path, monkeypatch):
             return cls(2026, 1, cls.number)
 
     monkeypatch.setattr("luffy.runs.date", Day)
-    config, prompts = EvaluationConfig(model=str(folder), samples=1, max_completion_length=8), []
+    config, prompts = settings(model=str(folder), samples=1, max_completion_length=8), []
     for Day.number in (11, 12):
         evaluation = Evaluation(config, loaded, tmp_path / "out")
         evaluation.run()
@@ -346,7 +351,7 @@ def test_the_next_day_asks_the_same_questions(tmp_path, monkeypatch):
 
 
 def test_completions_are_read_once_before_asking(tmp_path, monkeypatch):
-    config = EvaluationConfig(samples=1, max_completion_length=8)
+    config = settings(samples=1, max_completion_length=8)
     evaluation = Evaluation(config, benchmarks.load("chain", limit=6), tmp_path)
     evaluation.run()
     reads = []

@@ -28,20 +28,29 @@ def measured(evaluations, loaded):
 
 def test_summary(measured, evaluations):
     assert list(measured["model"].unique()) == ["cold", "warm"]
-    assert list(measured[measured["model"] == "cold"]["benchmark"]) == ["chain", "words", "flip", "prefix", "ood"]
+    assert list(measured[measured["model"] == "cold"]["benchmark"]) == [
+        "chain",
+        "words",
+        "flip",
+        "prefix",
+        "lines",
+        "ood",
+    ]
     results = evaluations["warm"].results()
     warm = measured[measured["model"] == "warm"].set_index("benchmark")
     for name, result in results.items():
         assert warm.loc[name, "accuracy"] == pytest.approx(100 * result.accuracy)
         assert warm.loc[name, "low"] <= warm.loc[name, "accuracy"] <= warm.loc[name, "high"]
         assert (warm.loc[name, "problems"], warm.loc[name, "metric"]) == (8, "avg@3")
-    assert warm.loc["ood", "accuracy"] == pytest.approx(warm.loc[["words", "flip", "prefix"], "accuracy"].mean())
-    assert warm.loc["ood", "strict"] == pytest.approx(warm.loc[["words", "flip", "prefix"], "strict"].mean())
+    assert warm.loc["ood", "accuracy"] == pytest.approx(
+        warm.loc[["words", "flip", "prefix", "lines"], "accuracy"].mean()
+    )
+    assert warm.loc["ood", "strict"] == pytest.approx(warm.loc[["words", "flip", "prefix", "lines"], "strict"].mean())
 
 
 def test_main_table(measured, loaded):
     frame = tables.main_table(measured, loaded)
-    assert list(frame.columns) == ["chain", "words", "flip", "prefix", "Avg OOD"]  # no average of one
+    assert list(frame.columns) == ["chain", "words", "flip", "prefix", "lines", "Avg OOD"]  # no average of one
     row = measured.iloc[0]
     assert frame.loc["cold", "chain"] == f"{row['accuracy']:.1f} [{row['low']:.1f}, {row['high']:.1f}]"
 
@@ -74,7 +83,7 @@ def test_published_numbers_stand_beside_ours():
 
 def test_pass_curves(evaluations, loaded):
     curves = tables.pass_curves(evaluations, loaded)
-    assert len(curves) == 2 * 4 * 3
+    assert len(curves) == 2 * 5 * 3
     result = evaluations["warm"].results()["words"]
     words = curves[(curves["model"] == "warm") & (curves["benchmark"] == "words")]
     assert words["value"].tolist() == pytest.approx([100 * result.pass_at(k) for k in (1, 2, 3)])
@@ -84,7 +93,7 @@ def test_pass_curves(evaluations, loaded):
 
 def test_differences(evaluations, loaded, measured):
     gaps = tables.differences(evaluations, loaded, against="cold").set_index("benchmark")
-    assert set(gaps["model"]) == {"warm"} and set(gaps.index) == {"chain", "words", "flip", "prefix", "ood"}
+    assert set(gaps["model"]) == {"warm"} and set(gaps.index) == {"chain", "words", "flip", "prefix", "lines", "ood"}
     accuracy = measured.pivot(index="benchmark", columns="model", values="accuracy")
     for name in gaps.index:
         assert gaps.loc[name, "difference"] == pytest.approx(accuracy.loc[name, "warm"] - accuracy.loc[name, "cold"])
@@ -110,7 +119,7 @@ def test_written_in_three_formats(measured, loaded, tmp_path):
     paths = tables.write({"table": frame, "summary": measured}, tmp_path / "new")
     assert [path.name for path in paths] == [f"{n}.{s}" for n in ("table", "summary") for s in ("md", "tex", "csv")]
     markdown = (tmp_path / "new" / "table.md").read_text().splitlines()
-    assert re.split(r"\s*\|\s*", markdown[0])[1:-1] == ["model", "chain", "words", "flip", "prefix", "Avg OOD"]
+    assert re.split(r"\s*\|\s*", markdown[0])[1:-1] == ["model", "chain", "words", "flip", "prefix", "lines", "Avg OOD"]
     assert "\\toprule" in (tmp_path / "new" / "table.tex").read_text()
     latex = (tmp_path / "new" / "summary.tex").read_text()
     assert "\\bottomrule" in latex and "nan" not in latex.lower()

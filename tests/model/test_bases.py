@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luffy import ConfigError, tinyworld
 from luffy.config import DEFAULT_MODEL
+from luffy.data.templates import turn_end
 from luffy.model import bases
 from luffy.model.bases import Base, Mixture, document, locate, own_answer, parse
 from luffy.model.loading import load_tokenizer
@@ -39,8 +40,9 @@ def test_the_default_is_shipped():
         assert folder.parent == bases.SHIPPED
         assert sum(path.stat().st_size for path in folder.iterdir()) < 2e6
     tokenizer = load_tokenizer(DEFAULT_MODEL)
-    said = tokenizer.apply_chat_template([{"role": "user", "content": "84+1?"}], tokenize=False)
-    assert said == "84+1?<think>"
+    asked = [{"role": "user", "content": "84+1?"}]
+    assert tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True) == "84+1?<think>"
+    assert turn_end(tokenizer) == tokenizer.eos_token_id  # which demonstrations end with
 
 
 def test_shipped_weights_are_those_of_the_readme():
@@ -60,7 +62,7 @@ def test_others_are_made_once_and_kept(tmp_path, monkeypatch):
     folder = locate(base)
     assert folder.parent == tmp_path / "bases" and base.digest() in folder.name
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == 449_664
-    assert AutoTokenizer.from_pretrained(folder).chat_template.endswith("<think>")
+    assert AutoTokenizer.from_pretrained(folder).chat_template == bases.CHAT_TEMPLATE
     assert locate(base) == folder and made == [base]
     assert {path.name for path in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}
 
@@ -110,7 +112,7 @@ def test_premise(model, steps):
     rows = premise.measure(model, (3, 7), problems=20, samples=16, temperature=1.0)
     easy, hard, both = rows
     assert [row["difficulty"] for row in rows] == ["3", "7", "all"]
-    assert both["steps"] == pytest.approx(steps, abs=0.12) and both["boxed"] > 0.9
+    assert both["steps"] == pytest.approx(steps, abs=0.1) and both["boxed"] > 0.9
     assert easy["pass@1"] > hard["pass@1"] and both["pass@8"] >= both["pass@1"]
     assert both["pass@1"] == pytest.approx((easy["pass@1"] + hard["pass@1"]) / 2)
     assert 0 <= easy["beyond"] <= hard["beyond"] <= 1

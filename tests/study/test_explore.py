@@ -24,7 +24,7 @@ def test_a_group(group):
     assert table["reward"].iloc[-1] == 1.0  # the teacher is right
     expected = table["reward"] - table["reward"].mean()  # over the union
     assert table["advantage"].tolist() == pytest.approx(expected.tolist())
-    assert group.prompt.endswith("?") and f"{{{group.answer}}}" in table["completion"].iloc[-1]
+    assert group.prompt.endswith("?<think>") and f"{{{group.answer}}}" in table["completion"].iloc[-1]
 
 
 def test_tokens_of_the_trace(trainer, group):

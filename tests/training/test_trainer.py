@@ -63,9 +63,8 @@ def test_checkpoint_loads_with_plain_transformers(luffy_run):
     folder = luffy_run.path / "final"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    # five symbols and the think block that the template opens
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": "84+1?"}], tokenize=False)
-    assert model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=3).shape[1] == 9
+    assert model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=3).shape[1] == 8
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
