@@ -1,7 +1,7 @@
 """The base models of the embedded world: one pre-training, and how much of its skill a base shows by itself.
 
 "tiny" is the model that pretrain.py makes. It answers a question at once; it can work step by step, but only after
-another cue. "tiny:own_share=0.3" is "tiny" after a short further training that teaches a prompt which ends inside an
+another cue. "tiny:own_share=0.4" is "tiny" after a short further training that teaches a prompt which ends inside an
 open think block (as the paper's does), and how such a block is filled: in a share of the answers, own_share, with the
 model's own steps, each of which may be wrong, and which give up on long chains; else not at all. So own_share says how
 much of the skill the base elicits by itself, from none (0) to always (1).
@@ -43,7 +43,7 @@ PRETRAINED = Path(__file__).parent / "tiny"
 class Base:
     """The recipe of a base model that goes on from the shared pre-training."""
 
-    own_share: float = 0.3
+    own_share: float = 0.4
     """Share of the answers that are the base's own steps."""
     own_noise: float = 0.1
     """Share of its steps that are wrong; what follows builds on them."""
@@ -68,8 +68,9 @@ class Base:
         return self.name.replace(":", "-").replace(",", "-").replace("=", "_")
 
     def digest(self) -> str:
-        """Names all that the model depends on: these fields, the mixture, and the model that it goes on from."""
-        text = json.dumps([asdict(self), asdict(Mixture()), file_hash(PRETRAINED / "model.safetensors")])
+        """Names all that a folder depends on: these fields, the mixture, the model that it goes on from, the prompt."""
+        pretrained = file_hash(PRETRAINED / "model.safetensors")
+        text = json.dumps([asdict(self), asdict(Mixture()), pretrained, CHAT_TEMPLATE])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -92,7 +93,7 @@ class Mixture:
 
 
 def parse(name: str) -> Base | None:
-    """The recipe that a model name such as "tiny:own_share=0.3,seed=1" stands for, None if it is another name.
+    """The recipe that a model name such as "tiny:own_share=0.4,seed=1" stands for, None if it is another name.
 
     Raises ConfigError for a field that no recipe has.
     """
@@ -145,7 +146,7 @@ def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:
     from .pretrain import Schedule, fit
 
     mixture = mixture or Mixture()
-    log.info("making the base model %s: %d updates, under a minute", base.name, mixture.updates)
+    log.info("making the base model %s: %d updates, about a minute", base.name, mixture.updates)
     model = AutoModelForCausalLM.from_pretrained(PRETRAINED)
     tokenizer = AutoTokenizer.from_pretrained(PRETRAINED)
     schedule = Schedule(mixture.updates, mixture.batch_size, mixture.learning_rate, mixture.warmup, decay_share=1.0)

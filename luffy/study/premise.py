@@ -34,9 +34,11 @@ def measure(
     temperature: float = 1.0,
     **values: Any,
 ) -> list[dict[str, Any]]:
-    """A row per difficulty, and one of all ("all"): pass@k, `beyond`, the share of problems that no answer gets right,
-    and of the answers the share with two steps or more, the share boxed, and their mean length. Held-out problems, `problems` of
-    each difficulty. values: other fields of the configuration, such as think_format."""
+    """What a model can do on held-out problems, `problems` of each difficulty: a row per difficulty, and one of all.
+
+    pass@k; "beyond", the share of problems that no answer gets right; of the answers the share with two steps or more,
+    the share boxed, and their mean length. values: other fields of the configuration, such as think_format.
+    """
     import torch
 
     torch.set_num_threads(1)
