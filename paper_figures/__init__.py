@@ -61,7 +61,7 @@ def caption(name: str, verdicts: pd.DataFrame) -> str:
     if against.empty:
         return text
     said = [
-        f"{row['claim']} ({row['verdict']}: {row['ours']:+.2g} {row['unit']})" for row in against.to_dict("records")
+        f"{row['claim']} ({row['verdict']}: {row['ours']:+.2f} {row['unit']})" for row in against.to_dict("records")
     ]
     return f"{text} In our runs, unlike in the paper, this does not hold: {'; '.join(said)}."
 

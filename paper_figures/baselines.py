@@ -47,10 +47,11 @@ def accept(runs: Runs, folder: Path = FOLDER) -> None:
         (folder / f"{name}.csv").write_text(_text(frame))
     for name in FIGURES:
         _picture(name, runs, folder / f"{name}.png")
-    report.RESULTS.write_text(report.results(runs))
-    report.README.write_text(report.with_results(report.README.read_text(), runs))
-    for name in README:
-        _picture(name, runs, folder.parent / "readme" / f"{name}.png", dpi=README_DPI)
+    if folder == FOLDER:
+        report.FILE.write_text(report.results(runs))
+        report.README.write_text(report.with_results(report.README.read_text(), runs))
+        for name in README:
+            _picture(name, runs, folder.parent / "readme" / f"{name}.png", dpi=README_DPI)
 
 
 def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
@@ -87,9 +88,11 @@ def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
 
 def _report_drift(runs: Runs) -> list[str]:
     text = report.README.read_text()
-    written = {report.RESULTS: report.results(runs), report.README: report.with_results(text, runs)}
+    written = {report.FILE: report.results(runs), report.README: report.with_results(text, runs)}
     return [
-        f"{path.name}: it does not say what the runs say" for path, said in written.items() if path.read_text() != said
+        f"{path.name}: it does not say what the runs say"
+        for path, said in written.items()
+        if not path.is_file() or path.read_text() != said
     ]
 
 

@@ -7,6 +7,7 @@ within a family of claims; `BOUNDS` says what counts as no effect.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ BOUNDS = {
     "tokens": 2.0,
     "steps": 5.0,
     "% of tokens": 0.05,
-    "%": 5.0,
+    "log points": 5.0,
 }
 
 
@@ -109,10 +110,15 @@ def _steps_to_half(runs: Runs, method: str) -> pd.Series[float]:
     return reached.groupby("run")["step"].min().reindex(never.index).fillna(never)
 
 
+def _on_same_seeds(first: pd.Series[float], second: pd.Series[float]) -> Effect:
+    """Their difference in points, on the seeds that both have: so both have the same base models."""
+    seeds = first.index.intersection(second.index)
+    return welch(100 * first[seeds], 100 * second[seeds])
+
+
 def _over_gamma(gamma: float) -> Statistic:
     def statistic(runs: Runs) -> Effect:
-        other = values(runs, "luffy", "id", "gamma", gamma=gamma)
-        return welch(100 * values(runs, "luffy", "id"), 100 * other)
+        return _on_same_seeds(values(runs, "luffy", "id"), values(runs, "luffy", "id", "gamma", gamma=gamma))
 
     return statistic
 
@@ -136,6 +142,8 @@ def _answer_length(runs: Runs) -> Effect:
     table = table.assign(total=table["tokens"] * table["count"])
     sums = table.groupby(["method", "seed"])[["total", "count"]].sum()
     means = (sums["total"] / sums["count"]).unstack("method")
+    if not {"sft", "luffy"} <= set(means):
+        raise NoDataError("no final models of sft and luffy were evaluated")
     return welch(means["sft"], means["luffy"])
 
 
@@ -162,17 +170,17 @@ def cost_to_reach(runs: Runs, method: str, accuracy: float, run_set: str = MAIN_
     return pd.Series(found)
 
 
-REACHED = 0.9  # of the lesser of two methods' scores: what the cost is asked for
-
-
 def _saved(other: str) -> Statistic:
-    """Share of the other method's operations that LUFFY does without until both are nearly as good as the lesser of
-    them ends, in percent."""
+    """How much less LUFFY spends than the other method until a validation that every run of both has reached: 100 ln of
+    the ratio of operations, as costs differ by factors."""
 
     def statistic(runs: Runs) -> Effect:
-        target = REACHED * min(values(runs, method, "id").mean() for method in ("luffy", other))
-        ours, theirs = (cost_to_reach(runs, method, target) for method in ("luffy", other))
-        return welch(100 * (1 - ours / theirs.mean()), 100 * (1 - theirs / theirs.mean()))
+        both = runs.of()
+        both = both[both["method"].isin(["luffy", other])]
+        values(runs, other, "id"), values(runs, "luffy", "id")  # raises NoDataError without either
+        target = float(runs.curves_of(both).groupby("run")["eval/id"].max().min())
+        costs = [100 * np.log(cost_to_reach(runs, method, target)) for method in (other, "luffy")]
+        return welch(*costs)
 
     return statistic
 
@@ -315,8 +323,8 @@ CLAIMS: tuple[Claim, ...] = (
     *(
         Claim(
             f"Longer training improves LUFFY {'in' if column == 'id' else 'out of'} distribution", "Table 1", "longer",
-            lambda runs, column=column: welch(  # type: ignore[misc]
-                100 * values(runs, "luffy", column, "plus"), 100 * values(runs, "luffy", column)
+            lambda runs, column=column: _on_same_seeds(  # type: ignore[misc]
+                values(runs, "luffy", column, "plus"), values(runs, "luffy", column)
             ),
             paper=paper,
         )
@@ -325,9 +333,9 @@ CLAIMS: tuple[Claim, ...] = (
     *(
         Claim(
             f"LUFFY needs less than {METHODS[other].label} to become as good (ours: operations; the paper: GPU hours)",
-            "Table 2", "cost", _saved(other), "%", paper,
+            "Table 2", "cost", _saved(other), "log points", 100 * math.log(rival / 77),
         )
-        for other, paper in (("sft_rl", 40.8), ("rl_sft_loss", 42.1))
+        for other, rival in (("sft_rl", 130), ("rl_sft_loss", 133))  # GPU hours of Table 2; LUFFY's are 77
     ),
 )  # fmt: skip
 
@@ -357,7 +365,8 @@ def table(runs: Runs) -> pd.DataFrame:
             row |= {"ours": effect.value, "low": effect.low, "high": effect.high, "seeds": effect.seeds}
             row |= {"p": effect.p, "p (Holm)": adjusted[i], "verdict": found}
             if found == "undecided":
-                row["seeds needed"] = inference.seeds_needed(effect)
+                level = inference.LEVEL * effect.p / adjusted[i] if adjusted[i] > 0 else inference.LEVEL
+                row["seeds needed"] = inference.seeds_needed(effect, BOUNDS[claim.unit], level)
         rows.append(row)
     columns = ["claim", "where", "family", "ours", "low", "high", "unit", "seeds", "paper", "re-runs"]
     return pd.DataFrame(rows).reindex(columns=[*columns, "p", "p (Holm)", "verdict", "seeds needed"])
@@ -377,17 +386,17 @@ def _rerun_values(reruns: pd.DataFrame, claim: Claim) -> str:
 
 
 def spread(runs: Runs) -> pd.DataFrame:
-    """What scores of the main runs vary with, in points (standard deviations): the base model, the seed of a run on
-    one base, and the choice of problems that it is measured on (bootstrap over the problems of final evaluations)."""
-    chosen = runs.of().rename(columns={"model": "base"})
+    """Standard deviations of the scores of the main runs, in points, told apart: "base", over base models; "seed", of
+    runs on one base; and "problems", the error that the choice of evaluation problems leaves, which all runs share."""
+    chosen = runs.runs[runs.runs["set"] == MAIN_SET].rename(columns={"model": "base"})
     rows = []
-    for column in ("id", "ood"):
+    for column in [column for column in ("id", "ood") if chosen[column].notna().any()]:
         parts = inference.components(chosen, column)
-        row = {"score": column, **{name: 100 * value for name, value in parts.items()}}
+        row: dict[str, object] = {"score": column, **{name: 100 * value for name, value in parts.items()}}
         if f"{column} problems" in chosen:
             row["problems"] = 100 * float(np.sqrt((chosen[f"{column} problems"] ** 2).mean()))
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["score", "base", "seed", "problems"])
 
 
 def sensitivity(runs: Runs) -> pd.DataFrame:
@@ -405,9 +414,9 @@ def sensitivity(runs: Runs) -> pd.DataFrame:
         "learning_rate": "learning rate", "num_traces": "traces per problem and group",
     }  # fmt: skip
     for column, name in names.items():
-        for value, part in changed.groupby(column, sort=True) if len(usual) else ():
-            if value not in set(usual[column]):
-                rows.append(_leads(part, f"{name} {value:g} (one seed)"))
+        own = changed["method"].map(usual.groupby("method")[column].first()) if len(usual) else changed[column]
+        for value, part in changed[changed[column] != own].groupby(column, sort=True):
+            rows.append(_leads(part, f"{name} {value:g} (one seed)"))
     return pd.DataFrame([row for row in rows if len(row) > 1])
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from luffy.evaluation.paper_numbers import read_published
 from luffy.methods import METHODS
 from luffy.study import style
+from luffy.study.results import BASE, base_scores
 
 from .runs import Runs
 
@@ -37,7 +38,7 @@ def data(runs: Runs) -> pd.DataFrame:
         for name in (REFERENCE.get(str(group), "Instruct"), "SFT", "On-Policy RL", "LUFFY"):
             rows.append({"origin": "published", "backbone": group, "model": name, "seed": 0, "accuracy": values[name]})
     for model, chosen in runs.on_bases().items():
-        found = {"Base": (chosen.drop_duplicates("model"), "base id")}
+        found = {BASE: (base_scores(chosen).assign(seed=0), "base id")}
         found |= {METHODS[method].label: (chosen[chosen["method"] == method], "id") for method in SHOWN}
         for label, (part, column) in found.items():
             for run in part.dropna(subset=[column]).sort_values("seed").to_dict("records"):

@@ -49,16 +49,17 @@ def jobs(work: Path, sets: Sequence[str] = SETS) -> list[Job]:
 
 
 def missing(wanted: Sequence[Job], known: runs.Runs | None) -> list[Job]:
-    """The runs that the files do not hold: their directories' names end in a hash of the configuration."""
-    made = {facts["run"] for facts in known.manifest.values()} if known else set()
-    return [job for job in wanted if f"{job.run_dir.parent.name}/{job.run_dir.name}" not in made]
+    """The runs that the files do not hold. A run is told by its set, method, seed and settings (runs.SETTINGS): when
+    another value of a preset changes, the files are to be deleted and made again."""
+    made = {runs.key(row) for row in known.runs.to_dict("records")} if known else set()
+    return [job for job in wanted if runs.key_of(job, job.run_dir.parent.name) not in made]
 
 
-def bases(wanted: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
-    """What every base model of the runs can do before training, at both temperatures; those that are known as they
+def bases(made: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
+    """What every base model of some runs can do before training, at both temperatures; those that are known as they
     are."""
     table = known.extras.get("bases", pd.DataFrame()) if known else pd.DataFrame()
-    for job in wanted:
+    for job in made:
         model = job.config.model
         if len(table) and model in set(table["model"]):
             continue
@@ -70,28 +71,26 @@ def bases(wanted: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
     return table
 
 
-def evaluations(work: Path, known: runs.Runs | None) -> dict[tuple[str, int, float], Evaluation]:
-    """Final models of the main runs, and their base models, in distribution, by method, seed and temperature; without
-    those that are known."""
-    done: set[tuple[str, int, float]] = set()
-    if known and "temperatures" in known.extras:
-        rows = known.extras["temperatures"]
-        done = set(zip(rows["method"], rows["seed"], rows["temperature"], strict=True))
+def evaluations(made: Sequence[Job], work: Path) -> dict[tuple[str, int, float], Evaluation]:
+    """Final models of the main runs, and their base models, in distribution, by method, seed and temperature. What has
+    been evaluated in the work folder is only read."""
     loaded = benchmarks.load(["chain"], limit=PROBLEMS)
     models: dict[str, Any] = {}
     keys: dict[str, tuple[str, int, float]] = {}
-    window = 0
-    for job in runs.find(work).get(runs.MAIN_SET, ()):
+    window, asked = 0, set()
+    for job in made:
         seed, window = job.config.seed, job.config.data.max_completion_length
+        if job.run_dir.parent.name != runs.MAIN_SET or seed not in EVALUATED_SEEDS:
+            continue
         sources = {job.config.method.name: str(job.run_dir)} if job.config.method.name in EVALUATED else {}
-        if job.config.method.name == EVALUATED[0]:
+        if job.config.model not in asked:
             sources[BASE] = job.config.model
-        for name, source in sources.items() if seed in EVALUATED_SEEDS else ():
+            asked.add(job.config.model)
+        for name, source in sources.items():
             for temperature in TEMPERATURES:
-                key = name, seed, temperature
-                if key not in done:
-                    label = f"{name}-seed{seed} at {temperature}"
-                    models[label], keys[label] = {"model": source, "temperature": temperature}, key
+                label = f"{name}-seed{seed} at {temperature}"
+                models[label] = {"model": source, "temperature": temperature}
+                keys[label] = name, seed, temperature
     settings = {"samples": SAMPLES, "device": "cpu", "verifier_workers": 1, "boxed_format": True}
     settings["max_completion_length"] = window
     found = evaluate_models(models, loaded, work / "evaluations", **settings) if models else {}
@@ -151,17 +150,25 @@ def cases(found: dict[tuple[str, int, float], Evaluation], seed: int = 0) -> pd.
     return pd.DataFrame(rows)
 
 
-def collect(work: Path, out: Path, wanted: Sequence[Job] = ()) -> runs.Runs:
-    """Adds to the files what is in the work folder, and writes them. wanted: runs whose base models are measured."""
+def collect(wanted: Sequence[Job], work: Path, out: Path) -> runs.Runs | None:
+    """Adds to the files what is complete of some runs, and writes them; returns what they hold, None if nothing."""
     known = runs.load(out) if (out / "runs.csv").is_file() else None
-    extras = {"bases": bases(wanted, known)} if wanted else {}
-    found = evaluations(work, known)
+    made = [job for job in wanted if job.run.is_complete]
+    if not made:
+        return known
+    sets: dict[str, list[Job]] = {}
+    for job in made:
+        sets.setdefault(job.run_dir.parent.name, []).append(job)
+    new = runs.from_jobs(sets, str(work))
+    merged = runs.merge(known, new) if known else new
+    runs.write(merged, out)  # what takes long comes after
+    extras = {"bases": bases(made, known)}
+    found = evaluations(made, work)
     if found:
         extras |= {"temperatures": temperatures(found), "answers": answers(found)}
     if all((method, 0, LENGTHS_AT) in found for method in EVALUATED):
         extras["cases"] = cases(found)
-    made = replace(runs.from_directories(work), extras=extras)
-    merged = runs.merge(known, made) if known else made
+    merged = runs.merge(merged, replace(new, extras=extras))
     runs.write(merged, out)
     return merged
 
@@ -177,20 +184,25 @@ def train(wanted: Sequence[Job], parallel: int | None) -> None:
 
 
 def check(count: int, work: Path, known: runs.Runs, parallel: int | None) -> tuple[pd.DataFrame, float]:
-    """Repeats that many of the committed main runs, methods in turn, and compares. Returns a row per run, and the
-    chance that runs of the same distribution lie as far apart (chi-squared of the differences of scores, in units of
-    the standard deviation over seeds)."""
+    """Repeats that many of the committed main runs, methods and seeds in turn, and compares. Returns a row per run,
+    and the chance that runs of the same distribution lie as far apart (chi-squared of the differences of scores, in
+    units of the standard deviation over seeds)."""
     from scipy import stats
 
     main = known.of()
-    names = {facts["run"]: int(number) for number, facts in known.manifest.items()}
-    offered = [job for job in jobs(work, [runs.MAIN_SET]) if f"{runs.MAIN_SET}/{job.run_dir.name}" in names]
-    chosen = offered[:: max(1, len(offered) // count)][:count]
+    offered: dict[str, list[Job]] = {}
+    there = {runs.key(row): int(row["run"]) for row in main.to_dict("records")}
+    for job in jobs(work, [runs.MAIN_SET]):
+        if runs.key_of(job, runs.MAIN_SET) in there:
+            offered.setdefault(job.config.method.name, []).append(job)
+    turns = list(offered.values())
+    picked = (turns[i % len(turns)][i % len(turns[i % len(turns)])] for i in range(count))
+    chosen = list({job.run_dir: job for job in picked}.values())
     train(chosen, parallel)
     _, deviation, _ = pooled(main, "id", ["method"])
     rows = []
     for job, again in zip(chosen, results.per_run(chosen).to_dict("records"), strict=True):
-        before = main[main["run"] == names[f"{runs.MAIN_SET}/{job.run_dir.name}"]].iloc[0]
+        before = main[main["run"] == there[runs.key_of(job, runs.MAIN_SET)]].iloc[0]
         gap = again["id"] - before["id"]
         facts = {"method": job.config.method.name, "seed": job.config.seed, "committed": 100 * before["id"]}
         rows.append({**facts, "again": 100 * again["id"], "in deviations": gap / (math.sqrt(2) * deviation)})
@@ -213,10 +225,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table.round(2).to_string(index=False))
         sys.exit(f"not the distribution of the committed runs: p = {p:.2g}" if p < 0.001 else 0)
     there = runs.load(known.out) if (known.out / "runs.csv").is_file() else None
-    wanted = missing(jobs(known.work, known.sets), there)
-    if not known.collect_only:
-        train(wanted, known.parallel)
-    collect(known.work, known.out, wanted)
+    wanted = jobs(known.work, known.sets)
+    lacking = missing(wanted, there)
+    log.info("%d of %d runs are missing", len(lacking), len(wanted))
+    try:
+        if not known.collect_only:
+            train(lacking, known.parallel)
+    finally:  # what is complete is written down however training ended
+        collect(wanted, known.work, known.out)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,21 @@ seeds a cell could not give on their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from luffy.config import DEFAULT_MODEL
 from luffy.methods import METHODS
 from luffy.study import inference, style
 from luffy.study.inference import Effect
 
 from .claims import BOUNDS, RIVALS, operations
 from .files import missing
-from .runs import MAIN_SET, NoDataError, Runs, own_share
+from .runs import MAIN_SET, NoDataError, Runs, own_share, recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +34,7 @@ AXES = {
     "base": "share of the base's answers that are worked step by step",
     "teacher": "difficulty of the training problems",
 }
+OWN = recipe(DEFAULT_MODEL).removeprefix("tiny:own_share=")  # the world's own point on the first axis
 DRAWS = 4000
 CAPTION = (
     "Map. LUFFY's lead over each rival, in points of accuracy, with 95% intervals (one standard deviation for all "
@@ -42,8 +45,8 @@ CAPTION = (
 
 
 def points(runs: Runs) -> pd.DataFrame:
-    """The runs of the map: columns axis ("base", "teacher"), point, x, method, seed, id, ood, base id, run. The world's
-    own point is on both axes. Raises NoDataError."""
+    """The runs of the map: columns axis ("base", "teacher"), point, x, place, method, seed, id, ood, base id, run. The
+    world's own point is on both axes. Raises NoDataError."""
     frames = []
     for place, (name, chosen) in enumerate(runs.on_bases().items()):
         point = name.removeprefix("tiny:own_share=")
@@ -59,38 +62,44 @@ def points(runs: Runs) -> pd.DataFrame:
 
 
 def data(runs: Runs) -> pd.DataFrame:
-    """Columns axis, point, x, score ("id", "ood"), rival, lead, low, high (points), p (Holm, over the map), verdict,
-    seeds. Empty where there are no runs."""
-    columns = ["axis", "point", "x", "score", "rival", "lead", "low", "high", "p", "verdict", "seeds"]
+    """Columns axis, point, x, score ("id", "ood"), rival, lead, low, high, se (points), p (Holm, over the map),
+    verdict, seeds. Empty where there are no runs."""
+    columns = ["axis", "point", "x", "score", "rival", "lead", "low", "high", "se", "p", "verdict", "seeds"]
     try:
         table = points(runs)
     except NoDataError:
         return pd.DataFrame(columns=columns)
     rows: list[dict[str, Any]] = []
     effects: list[Effect] = []
-    for score in COLUMNS:
+    for score in [score for score in COLUMNS if table[score].notna().any()]:
         for row, effect in _leads(table, score):
             rows.append(row)
             effects.append(effect)
-    adjusted = inference.holm([effect.p for effect in effects])
-    for row, effect, p in zip(rows, effects, adjusted, strict=True):
-        row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "p": p, "seeds": effect.seeds}
+    # the world's own point is on both axes: one test
+    tested = [effect.p if row["axis"] == "base" or row["point"] != TEACHER[MAIN_SET] else math.nan
+              for row, effect in zip(rows, effects, strict=True)]  # fmt: skip
+    adjusted = inference.holm(tested)
+    own = {(row["score"], row["rival"]): p for row, p in zip(rows, adjusted, strict=True) if row["point"] == OWN}
+    for row, effect, adjusted_p in zip(rows, effects, adjusted, strict=True):
+        p = adjusted_p if adjusted_p == adjusted_p else own.get((row["score"], row["rival"]), effect.p)
+        row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "se": effect.se}
         found = inference.verdict(effect, p, BOUNDS["points"])
+        row |= {"p": p, "seeds": effect.seeds}
         row["verdict"] = {"reproduced": "ahead", "contradicted": "behind"}.get(found, found)
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
 def _leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]]:
-    scaled = table.assign(value=100 * table[score])
+    scaled = table.assign(value=100 * table[score]).dropna(subset=["value"])
     # a cell that is on both axes counts once
     _, deviation, df = inference.pooled(scaled.drop_duplicates("run"), "value", ["axis", "point", "method"])
     found = []
     for (axis, _), part in scaled.groupby(["axis", "place"], sort=True):
-        groups = part.groupby("method")["value"].agg(["mean", "size"])
+        cells = {str(method): rows["value"].tolist() for method, rows in part.groupby("method")}
         facts = {"axis": axis, "point": part["point"].iloc[0], "x": part["x"].iloc[0], "score": score}
-        for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(groups.index)]:
-            pair = [(float(groups.loc[name, "mean"]), int(groups.loc[name, "size"])) for name in ("luffy", rival)]
-            found.append(({**facts, "rival": rival}, inference.pooled_difference(pair[0], pair[1], deviation, df)))
+        for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(cells)]:
+            effect = inference.pooled_difference(cells["luffy"], cells[rival], deviation, df)
+            found.append(({**facts, "rival": rival}, effect))
     return found
 
 
@@ -103,19 +112,21 @@ def crossings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     chosen = table[(table["axis"] == "base") & (table["x"] >= 0)]
     for (score, rival), part in chosen.groupby(["score", "rival"], sort=False):
         part = part.sort_values("x")
-        x, leads = part["x"].to_numpy(float), part["lead"].to_numpy(float)
-        errors = (part["high"] - part["low"]).to_numpy(float) / 3.92
-        drawn = [_crossing(x, leads + errors * rng.standard_normal(len(x))) for _ in range(DRAWS)]
-        known = [value for value in drawn if value == value]
-        low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
-        facts = {"score": score, "rival": rival, "share": _crossing(x, leads), "low": low, "high": high}
-        rows.append({**facts, "draws with a change": len(known) / DRAWS})
-    return pd.DataFrame(rows)
+        x, leads, errors = (part[name].to_numpy(float) for name in ("x", "lead", "se"))
+        row: dict[str, Any] = {"score": score, "rival": rival, "share": _crossing(x, leads)}
+        if not np.isnan(errors).any():
+            drawn = [_crossing(x, leads + errors * rng.standard_normal(len(x))) for _ in range(DRAWS)]
+            known = [value for value in drawn if value == value]
+            row["low"], row["high"] = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
+            row["draws with a change"] = len(known) / DRAWS
+        rows.append(row)
+    return pd.DataFrame(rows, columns=["score", "rival", "share", "low", "high", "draws with a change"])
 
 
 def _crossing(x: np.ndarray, leads: np.ndarray) -> float:
     """The x at which the leads change sign for the last time, linear between points; NaN if they do not."""
-    changes = np.flatnonzero(np.sign(leads[:-1]) * np.sign(leads[1:]) < 0)
+    x, leads = x[leads != 0], leads[leads != 0]
+    changes = np.flatnonzero(leads[:-1] * leads[1:] < 0)
     if not len(changes):
         return float("nan")
     i = changes[-1]
@@ -125,48 +136,50 @@ def _crossing(x: np.ndarray, leads: np.ndarray) -> float:
 def at_equal_cost(runs: Runs) -> pd.DataFrame:
     """Every method's accuracy in distribution, in percent, at the operations of the method with rollouts that spends
     the least at a point: columns axis, point, operations, base, a column per method, best (those that cannot be told
-    from the best: pooled deviation, p >= 0.05)."""
+    from the best: pooled deviation, p >= 0.05). SFT spends less and stands at its end."""
     table = points(runs)
     curves = runs.curves[runs.curves["run"].isin(table["run"])].sort_values(["run", "step"])
     curves = curves.assign(spent=operations(curves))
-    totals = curves.groupby("run")["spent"].max()
-    table = table.assign(spent=table["run"].map(totals))
+    table = table.assign(spent=table["run"].map(curves.groupby("run")["spent"].max()))
     rows = []
     for (axis, _), part in table.groupby(["axis", "place"], sort=True):
         sampled = part[part["method"] != "sft"]
-        budget = float(sampled.groupby("method")["spent"].mean().min())
-        reached = {
-            run: _until(rows_of, budget) for run, rows_of in curves[curves["run"].isin(part["run"])].groupby("run")
-        }
-        values = part.assign(value=100 * part["run"].map(reached))
-        means, deviation, df = inference.pooled(values, "value", ["method"])
-        means = means.set_index("method")
-        best = means["mean"].idxmax()
-        top = (float(means.loc[best, "mean"]), int(means.loc[best, "size"]))
-        near = [best]
-        for name, row in means.iterrows():
-            behind = inference.pooled_difference(top, (row["mean"], int(row["size"])), deviation, df)
-            near += [name] if name != best and not behind.p < inference.LEVEL else []
+        cheapest = sampled.groupby("method")["spent"].mean().idxmin()
+        budget = float(sampled[sampled["method"] == cheapest]["spent"].max())
+        mine = curves[curves["run"].isin(part["run"])]
+        reached = {run: _until(rows_of, budget) for run, rows_of in mine.groupby("run")}
+        part = part.assign(value=100 * part["run"].map(reached)).dropna(subset=["value"])
         facts = {
             "axis": axis,
             "point": part["point"].iloc[0],
             "operations": budget,
             "base": 100 * part["base id"].mean(),
         }
-        rows.append({**facts, **{METHODS[m].label: means["mean"].get(m) for m in SHOWN}, "best": _labels(near)})
+        cells = {str(method): rows_of["value"].tolist() for method, rows_of in part.groupby("method")}
+        means = {method: float(np.mean(cell)) for method, cell in cells.items()}
+        _, deviation, df = inference.pooled(part, "value", ["method"])
+        best = max(means, key=lambda method: means[method])
+        near = [
+            method
+            for method in sorted(means, key=lambda method: -means[method])
+            if method == best
+            or not inference.pooled_difference(cells[best], cells[method], deviation, df).p < inference.LEVEL
+        ]
+        labels = {METHODS[method].label: means.get(method) for method in SHOWN}
+        rows.append({**facts, **labels, "best": ", ".join(METHODS[method].label for method in near)})
     return pd.DataFrame(rows)
 
 
-def _labels(methods: Sequence[Any]) -> str:
-    return ", ".join(METHODS[str(name)].label for name in methods)
-
-
 def _until(curve: pd.DataFrame, budget: float) -> float:
-    """Validation accuracy at that many operations: the mean of the last four validations before."""
+    """Validation accuracy when that many operations are spent: the mean of the validations within the last quarter of
+    the budget, or of the run where it spends less; interpolated where there is none. NaN without validations."""
     # the last validation of a stage and the first of the next are of the same policy
     known = curve.dropna(subset=["eval/id"]).drop_duplicates("step", keep="last")
-    known = known[(known["spent"] <= budget * 1.0001) & (known["step"] > 0)]
-    return float(known["eval/id"].tail(4).mean()) if len(known) else float(curve["eval/id"].dropna().iloc[0])
+    if known.empty:
+        return math.nan
+    end = min(budget, float(known["spent"].max()))
+    near = known[(known["spent"] > 0.75 * end) & (known["spent"] <= end)]
+    return float(near["eval/id"].mean()) if len(near) else float(np.interp(end, known["spent"], known["eval/id"]))
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:
@@ -174,15 +187,18 @@ def conclusions(table: pd.DataFrame) -> list[str]:
     said = []
     for (score, rival), part in table.groupby(["score", "rival"], sort=False):
         places = {
-            verdict: [
-                f"{'own share ' if row['axis'] == 'base' else 'problems '}{row['point']}"
-                for _, row in part[part["verdict"] == verdict].iterrows()
-            ]
+            verdict: [_place(row) for row in part[part["verdict"] == verdict].to_dict("records")]
             for verdict in ("ahead", "behind", "no effect", "undecided")
         }
         parts = [f"{verdict} at {', '.join(where)}" for verdict, where in places.items() if where]
         said.append(f"{COLUMNS[score].capitalize()}, LUFFY against {METHODS[rival].label}: {'; '.join(parts)}.")
     return said
+
+
+def _place(row: dict[Any, Any]) -> str:
+    if row["axis"] == "teacher":
+        return f"problems {row['point']}"
+    return f"own share {row['point']}" if row["x"] >= 0 else f"base {row['point']}"
 
 
 def draw(table: pd.DataFrame) -> Figure:

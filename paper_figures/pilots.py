@@ -25,7 +25,7 @@ from . import make_runs
 
 FOLDER = Path(__file__).parent / "pilots"
 SETS = {"stability": "pilot_stability", "tuning": "tuning"}
-BASES = tuple(f"tiny:own_share={share}" for share in (0, 0.1, 0.3, 0.4, 0.5))
+BASES = tuple(f"tiny:own_share={share},seed=3" for share in (0, 0.1, 0.3, 0.4, 0.5))
 DIFFICULTIES = (3, 4, 5, 6, 7)
 
 
@@ -45,8 +45,8 @@ def trials(jobs: Sequence[Job]) -> pd.DataFrame:
 
 def falls(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How unsteady a run was, from its metrics; of its last stage."""
-    last = [row for row in rows if row["stage"] == rows[-1]["stage"] and row["step"]]
-    rewards = np.convolve([row["reward/on"] for row in last], np.ones(5) / 5, mode="valid")[len(last) // 2 - 5 :]
+    last = [row for row in rows if row["stage"] == rows[-1]["stage"] and "time/step" in row]
+    rewards = np.convolve([row["reward/on"] for row in last], np.ones(5) / 5, mode="valid")[len(last) // 2 :]
     validations = [row["eval/id"] for row in last if "eval/id" in row]
     norms = [row["grad_norm"] for row in last]
     return {

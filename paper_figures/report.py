@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +13,13 @@ import pandas as pd
 from luffy.methods import METHODS, PAPER_METHODS
 from luffy.stats import interval
 from luffy.study.inference import VERDICTS
+from luffy.study.results import BASE, base_scores
 
-from . import claims, map
-from .runs import MAIN_SET, NoDataError, Runs
+from . import claims
+from . import map as leads_of
+from .runs import MAIN_SET, Runs
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
+FILE = Path(__file__).parent / "RESULTS.md"
 README = Path(__file__).parents[1] / "README.md"
 MARKS = ("<!-- results: written by python -m paper_figures.baselines --accept -->", "<!-- end of results -->")
 COLUMNS = {
@@ -30,9 +33,9 @@ def main_table(runs: Runs) -> pd.DataFrame:
     over seeds. Operations: 2 per parameter for a generated token, 6 for one trained on, in millions."""
     chosen = runs.of()
     chosen = chosen.assign(operations=(2 * chosen["generated_tokens"] + 6 * chosen["trained_tokens"]) / 1e6)
-    bases = chosen.drop_duplicates("model")
+    bases = base_scores(chosen)
     known = {column: bases[f"base {column}"] for column in ("id", "ood")}
-    rows = {"Base": {"seeds": len(bases), **{name: _cell(name, known.get(name)) for name in COLUMNS}}}
+    rows = {BASE: {"seeds": len(bases), **{name: _cell(name, known.get(name)) for name in COLUMNS}}}
     for method in [method for method in PAPER_METHODS if method in set(chosen["method"])]:
         part = chosen[chosen["method"] == method]
         rows[METHODS[method].label] = {"seeds": len(part), **{name: _cell(name, part[name]) for name in COLUMNS}}
@@ -60,15 +63,19 @@ def verdict_lists(verdicts: pd.DataFrame) -> str:
         for row in rows:
             line = f"- {row['claim']} ({row['where']})"
             if verdict != "no data":
-                line += f": {row['ours']:+.2g} [{row['low']:+.2g}, {row['high']:+.2g}] {row['unit']}"
-                line += f", {row['seeds']:.0f} seeds"
+                numbers = [_number(row[name]) for name in ("ours", "low", "high")]
+                line += f": {numbers[0]} [{numbers[1]}, {numbers[2]}] {row['unit']}, seeds: {row['seeds']:.0f}"
             line += f"; paper {row['paper']:+.1f}" if row["paper"] == row["paper"] and row["paper"] is not None else ""
-            if verdict == "undecided":
-                needed = row["seeds needed"]
-                line += f"; would take {needed:.0f} seeds" if needed == needed else "; would take over 1,000 seeds"
+            if verdict == "undecided" and row["seeds needed"] == row["seeds needed"]:
+                needed = "over 1,000" if math.isinf(row["seeds needed"]) else f"{row['seeds needed']:.0f}"
+                line += f"; would take {needed} seeds"
             lines.append(line)
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.2f}"
 
 
 def sets(runs: Runs) -> str:
@@ -77,7 +84,7 @@ def sets(runs: Runs) -> str:
 
     wanted = make_runs.jobs(Path("runs"))
     missing = {job.run_dir for job in make_runs.missing(wanted, runs)}
-    lines = []
+    lines: list[str] = []
     for name in make_runs.SETS:
         of_set = [job for job in wanted if job.run_dir.parent.name == name]
         lacking = [job for job in of_set if job.run_dir in missing]
@@ -90,7 +97,7 @@ def sets(runs: Runs) -> str:
 def results(runs: Runs) -> str:
     """The text of RESULTS.md."""
     verdicts = claims.table(runs)
-    leads = map.data(runs)
+    leads = leads_of.data(runs)
     parts = [
         "# What came out",
         "Computed from `paper_figures/runs` by `python -m paper_figures.baselines --accept`. Accuracy in percent at "
@@ -109,14 +116,14 @@ def results(runs: Runs) -> str:
     ]
     if len(leads):
         parts += [
-            "## The map\n\n" + "\n".join(f"- {line}" for line in map.conclusions(leads)),
+            "## The map\n\n" + "\n".join(f"- {line}" for line in leads_of.conclusions(leads)),
             "At equal cost, accuracy in distribution (millions of operations per parameter):\n\n" + _cost(runs),
         ]
     return "\n\n".join(parts) + "\n"
 
 
 def _cost(runs: Runs) -> str:
-    table = map.at_equal_cost(runs)
+    table = leads_of.at_equal_cost(runs)
     return table.assign(operations=(table["operations"] / 1e6).round(1)).round(1).to_markdown(index=False)
 
 
@@ -124,10 +131,7 @@ def readme(runs: Runs) -> str:
     """The text between the marks of the README."""
     counts = claims.table(runs)["verdict"].value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*VERDICTS, "no data") if verdict in counts)
-    try:
-        conclusions = "\n".join(f"- {line}" for line in map.conclusions(map.data(runs)))
-    except NoDataError:
-        conclusions = ""
+    conclusions = "\n".join(f"- {line}" for line in leads_of.conclusions(leads_of.data(runs)))
     seeds = runs.of()["seed"].nunique()
     return "\n\n".join(
         [

@@ -1,34 +1,32 @@
 """The measured side of the tables and figures: what came out of runs, as small CSV files.
 
-    runs.csv         one row a run: its set (preset), the settings in which runs differ, final accuracies, cost
+    runs.csv         one row a run: its set (preset), the settings in which runs differ, scores, cost
     curves.csv       one row a run and step: the metrics that figures draw
     answers.csv      lengths of right and wrong answers of final models: counts by length               (Figure 10)
     temperatures.csv pass@8 of final models over the sampling temperature                              (Figure 12)
     cases.csv        one problem answered by several final models                                      (Figure 7)
-    manifest.json    name (it ends in the configuration's hash), code and package versions and machine of every run
-
-`python -m paper_figures.make_runs` makes the runs (with --add, some of them beside those that are there);
-`python -m paper_figures.runs RUNS OUT` writes these files from run directories. The committed ones are in
-paper_figures/runs and are what figures are drawn from unless told otherwise.
-
     bases.csv        what the base models can do before training (luffy.study.premise)
+    manifest.json    name, code and package versions and machine of every run
 
-A run that is trained again on another machine may differ in its last bits, and so in every later number: what can be
-repeated is the distribution over seeds (make_runs --check).
+`python -m paper_figures.make_runs` makes the runs and adds them to the files; `python -m paper_figures.runs RUNS OUT`
+writes files from run directories. The committed ones are in paper_figures/runs and are what figures are drawn from
+unless told otherwise. A run that is trained again on another machine may differ in its last bits, and so in every later
+number: what can be repeated is the distribution over seeds (make_runs --check).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from luffy import make_config, results
-from luffy.config import Config
+from luffy.config import LATER, Config
 from luffy.errors import ConfigError
 from luffy.model import bases
 from luffy.runs import RunDirectory
@@ -40,8 +38,9 @@ MAIN_SET = "full"  # runs that lie directly in a folder are taken for this set
 # Settings in which the runs of our presets differ; a run of another tier has them as well.
 SETTINGS = (
     "model", "steps", "difficulties", "gamma", "num_off_policy", "num_traces", "trace_errors", "verbosity",
-    "learning_rate", "sft_learning_rate",
+    "learning_rate", "sft_learning_rate", "sft_loss_coef", "max_grad_norm",
 )  # fmt: skip
+KEYS = ("run", "set", *SETTINGS, "method", "seed")
 METRICS = (
     "reward/on", "entropy/on", "entropy/answer", "length/on", "length/off", "truncated/on", "boxed/on", "pg_clipfrac",
     "off_policy_prob", "groups/off_policy_share", "grad_norm", "total/generated_tokens", "total/trained_tokens",
@@ -55,8 +54,9 @@ RESULTS = (
 )  # fmt: skip
 VARIED = ("map", "gamma", "sensitivity")  # sets in which a method has runs with several settings
 THIN = VARIED  # sets of whose curves only the validations are kept
-MEASURED = {"pass@1", "pass@8", "pass@64", "count", "problems", "beyond", "steps", "boxed", "length"}  # of extras
 EXTRAS = ("answers", "temperatures", "cases", "bases")
+# What rows of an extra belong to: those of an owner are replaced together.
+OWNERS = {"answers": ["method", "seed"], "temperatures": ["method", "seed"], "bases": ["model"]}
 
 
 class NoDataError(RuntimeError):
@@ -92,8 +92,8 @@ class Runs:
         """The runs of the main set and of the map by the recipe of their base model, weakest first: those that differ
         in nothing else. A recipe's models differ in their seed."""
         chosen = self.runs[self.runs["set"].isin([MAIN_SET, "map"])]
-        names = chosen["model"].str.replace(r",seed=\d+$", "", regex=True)
-        return {name: chosen[names == name] for name in sorted(set(names), key=own_share)}
+        names = chosen["model"].map(recipe)
+        return {name: chosen[names == name] for name in sorted(set(names), key=lambda name: (own_share(name), name))}
 
     def extra(self, name: str) -> pd.DataFrame:
         """One of EXTRAS. Raises NoDataError if they were not made."""
@@ -102,13 +102,23 @@ class Runs:
         return self.extras[name]
 
 
+def _base(model: str) -> bases.Base | None:
+    try:
+        return bases.parse(model)
+    except ConfigError:
+        return None
+
+
 def own_share(model: str) -> float:
     """The share of answers with own steps of a base model's recipe; -1 for another model."""
-    try:
-        base = bases.parse(model)
-    except ConfigError:
-        base = None
+    base = _base(model)
     return base.own_share if base else -1.0
+
+
+def recipe(model: str) -> str:
+    """The name of an embedded base model without its seed; another model's name as it is."""
+    base = _base(model)
+    return replace(base, seed=0).name if base else model
 
 
 def load(path: str | Path | None = None) -> Runs:
@@ -124,14 +134,16 @@ def load(path: str | Path | None = None) -> Runs:
             if (folder / f"{name}.csv").is_file()
         }
         manifest = json.loads((folder / "manifest.json").read_text())
+        table, curves = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "curves.csv")
         return Runs(
-            pd.read_csv(folder / "runs.csv"),
-            pd.read_csv(folder / "curves.csv"),
-            str(path or "committed runs"),
-            extras,
-            manifest,
+            _complete(table, RESULTS), _complete(curves, METRICS), str(path or "committed runs"), extras, manifest
         )
     return from_directories(folder)
+
+
+def _complete(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """The table with all these columns: what was not measured is NaN, and the panels that show it say so."""
+    return table.reindex(columns=[*table.columns, *(name for name in columns if name not in table)])
 
 
 def find(folder: Path) -> dict[str, list[Job]]:
@@ -148,7 +160,8 @@ def find(folder: Path) -> dict[str, list[Job]]:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The settings that runs are told apart by; one that a method does not have is at its default."""
-    known = {**make_config("sft").to_dict(), **make_config("luffy").to_dict(), **config.to_dict()}
+    known = {**make_config("rl_sft_loss").to_dict(), **make_config("sft").to_dict(), **make_config("luffy").to_dict()}
+    known |= {**config.to_dict()}
     return {name: known.get(name) for name in SETTINGS} | {
         "model": Path(config.model).name,
         "steps": config.max_steps,
@@ -162,68 +175,80 @@ def from_directories(folder: Path) -> Runs:
     sets = find(folder)
     if not sets:
         raise NoDataError(f"no complete run in {folder}: papermill notebooks/ablation.ipynb out.ipynb")
+    return from_jobs(sets, str(folder))
+
+
+def from_jobs(sets: Mapping[str, Sequence[Job]], source: str) -> Runs:
+    """What `load` returns, from the complete ones of some runs by set. Raises NoDataError for two of a kind."""
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     manifest: dict[str, Any] = {}
-    for run_set, jobs in sets.items():
+    for run_set, offered in sets.items():
+        jobs = [job for job in offered if job.run.is_complete]
         for job, result in zip(jobs, results.per_run(jobs).to_dict("records"), strict=True):
-            settings = settings_of(job.config)
             number = len(rows)
             result.pop("variant")
-            rows.append({"run": number, "set": run_set, **settings, **result})
+            rows.append({"run": number, "set": run_set, **result, **settings_of(job.config)})
             facts = json.loads((job.run_dir / "manifest.json").read_text())
-            manifest[str(number)] = {
-                "run": f"{run_set}/{job.run_dir.name}",
-                **{k: facts[k] for k in ("luffy", "packages", "machine")},
-            }
+            kept = {name: facts[name] for name in ("luffy", "packages", "machine")}
+            manifest[str(number)] = {"run": f"{run_set}/{job.run_dir.name}", **kept}
             for row in job.rows():
-                if run_set in THIN and "eval/id" not in row:
-                    continue
-                curves.append(
-                    {
-                        "run": number,
-                        "stage": row["stage"],
-                        "step": row["step"],
-                        **{m: row[m] for m in METRICS if m in row},
-                    }
-                )
-    table = pd.DataFrame(rows)
-    # What a tier does not measure is there as NaN, and the panels that show it say so.
-    table = table.reindex(columns=[*table.columns, *(name for name in RESULTS if name not in table)])
-    frame = pd.DataFrame(curves)
-    frame = frame.reindex(columns=[*frame.columns, *(name for name in METRICS if name not in frame)])
+                if run_set not in THIN or "eval/id" in row:
+                    measured = {name: row[name] for name in METRICS if name in row}
+                    curves.append({"run": number, "stage": row["stage"], "step": row["step"], **measured})
+    table = _complete(
+        pd.DataFrame(rows, columns=None if rows else ["run", "set", *SETTINGS, "method", "seed"]), RESULTS
+    )
+    frame = _complete(pd.DataFrame(curves, columns=None if curves else ["run", "stage", "step"]), METRICS)
+    table = table[[*KEYS, *(name for name in table if name not in KEYS)]]
     check(table)
-    return Runs(table, frame, str(folder), {}, manifest)
+    return Runs(table, frame, source, {}, manifest)
+
+
+def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """What names a run, from a row of runs.csv or a mapping of as much: set, method, seed and settings. A setting that
+    was not recorded yet had the value of LATER, or its default."""
+    usual = {**settings_of(make_config()), **LATER}
+    values = [row.get(name, usual.get(name)) for name in ("set", "method", "seed", *SETTINGS)]
+    return tuple("" if value is None or value != value else _text(value) for value in values)
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str) else f"{float(value):.6g}"
+
+
+def key_of(job: Job, run_set: str) -> tuple[str, ...]:
+    """The key of a run that is to be made."""
+    return key({"set": run_set, "method": job.config.method.name, "seed": job.config.seed, **settings_of(job.config)})
 
 
 def merge(known: Runs, new: Runs) -> Runs:
-    """Both, where a new run takes the place of the known one with its set, settings, method and seed.
-
-    A setting that was not recorded yet when the known runs were made had its default value then.
-    """
-    tables = []
-    for runs in (known, new):
-        table = runs.runs.copy()
-        for name in SETTINGS:
-            if name not in table:
-                table[name] = settings_of(make_config())[name]
-        tables.append(table.assign(source=runs is new))
-    table = pd.concat(tables, ignore_index=True)
-    table = table[~table.duplicated(["set", "method", "seed", *SETTINGS], keep="last")].reset_index(drop=True)
-    curves, manifest = [], {}
-    for number, (run, is_new) in enumerate(zip(table["run"], table["source"], strict=True)):
-        source = new if is_new else known
-        curves.append(source.curves[source.curves["run"] == run].assign(run=number))
-        manifest[str(number)] = source.manifest[str(run)]
+    """Both, where a new run takes the place of the known one with its key. Raises NoDataError for two of a kind."""
+    made = {key(row) for row in new.runs.to_dict("records")}
+    kept = [key(row) not in made for row in known.runs.to_dict("records")]
+    old = known.runs[kept].copy()
+    for name, value in {**settings_of(make_config()), **LATER}.items():
+        if name in SETTINGS and name not in old:
+            old[name] = value
+    parts = [(known, old), (new, new.runs)]
+    frames: list[dict[str, Any]] = []
+    curves: list[pd.DataFrame] = []
+    manifest: dict[str, Any] = {}
+    for source, table in parts:
+        for row in table.to_dict("records"):
+            number = len(frames)
+            frames.append({**row, "run": number})
+            curves.append(source.curves[source.curves["run"] == row["run"]].assign(run=number))
+            manifest[str(number)] = source.manifest[str(row["run"])]
     extras = {**known.extras, **new.extras}
-    for name in ("answers", "temperatures", "bases"):
-        both = [runs.extras[name] for runs in (known, new) if name in runs.extras]
-        if len(both) == 2:
-            keys = [column for column in both[1] if column not in MEASURED]
-            extras[name] = pd.concat(both).drop_duplicates(keys, keep="last", ignore_index=True)
-    first = ["run", "set", *SETTINGS, "method", "seed"]
-    table = table.assign(run=range(len(table))).drop(columns="source")
-    table = table[[*first, *(name for name in table if name not in first)]]
+    for name, columns in OWNERS.items():
+        if name in known.extras and name in new.extras:
+            first, second = known.extras[name], new.extras[name]
+            again = set(second[columns].itertuples(index=False, name=None))
+            stays = [owner not in again for owner in first[columns].itertuples(index=False, name=None)]
+            extras[name] = pd.concat([first[stays], second], ignore_index=True)
+    table = _complete(pd.DataFrame(frames), RESULTS)
+    table = table[[*KEYS, *(name for name in table if name not in KEYS)]]
     check(table)
     return Runs(table, pd.concat(curves, ignore_index=True), known.source, extras, manifest)
 

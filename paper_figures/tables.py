@@ -12,8 +12,9 @@ from luffy import tables as luffy_tables
 from luffy.evaluation.paper_numbers import read_published
 from luffy.methods import METHODS
 from luffy.stats import interval
+from luffy.study.results import BASE, base_scores
 
-from .runs import MAIN_SET, RESULTS, SETTINGS, Runs
+from .runs import MAIN_SET, RESULTS, SETTINGS, Runs, recipe
 
 BENCHMARK_LABELS = {
     "aime24": "AIME 24", "aime25": "AIME 25", "amc": "AMC", "math500": "MATH-500", "minerva": "Minerva",
@@ -21,7 +22,6 @@ BENCHMARK_LABELS = {
 }  # fmt: skip
 # Columns of runs.csv that are not the accuracy on one benchmark.
 NOT_BENCHMARKS = {"run", "set", "method", "seed", *SETTINGS, *RESULTS}
-BASE = "Base"
 BASE_NAMES = {"Qwen2.5-Math-7B": BASE}  # what Table 1 calls it
 
 
@@ -48,7 +48,7 @@ def wide_of(chosen: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     benchmarks = [name for name in chosen if name not in NOT_BENCHMARKS and not name.startswith(skipped)]
     names = [name for name in ("id", *benchmarks, "ood") if chosen[name].notna().any()]
     rows: dict[str, dict[str, float]] = {}
-    first = chosen.drop_duplicates("model")  # every run of a base model has measured the same
+    first = base_scores(chosen)
     if len(first) and first["base id"].notna().any():
         base: dict[str, float] = {"seeds": len(first)}
         for name in names:
@@ -65,7 +65,7 @@ def wide_of(chosen: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 def tier(runs: Runs, run_set: str = MAIN_SET) -> str:
     """What measured columns are marked with: the base models of the runs, without their seeds."""
-    models = runs.runs[runs.runs["set"] == run_set]["model"].str.replace(r",seed=\d+$", "", regex=True)
+    models = runs.runs[runs.runs["set"] == run_set]["model"].map(recipe)
     return ", ".join(sorted(set(models)))
 
 

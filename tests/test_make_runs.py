@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from luffy import train
+from luffy.evaluation import evaluate
 from luffy.study import premise
 from luffy.study.experiments import make_jobs
 from paper_figures import make_runs, pilots, runs
@@ -34,8 +35,10 @@ def small(monkeypatch):
 
 def test_files_are_added_to(work, small, tmp_path, monkeypatch):
     folder, made = work
-    assert make_runs.missing(made, None) == made
-    found = make_runs.collect(folder, tmp_path, made[:1])
+    assert make_runs.missing(made, None) == made and make_runs.collect([], folder, tmp_path) is None
+    first = make_runs.collect(made[:2], folder, tmp_path)  # LUFFY of seed 0 is not there yet: no case
+    assert make_runs.missing(made, first) == made[2:] and "cases" not in first.extras
+    found = make_runs.collect(made, folder, tmp_path)
     assert make_runs.missing(made, found) == []
     again = runs.load(tmp_path)
     assert len(again.runs) == 4 and set(again.runs["set"]) == {"full", "hard"}
@@ -53,14 +56,16 @@ def test_files_are_added_to(work, small, tmp_path, monkeypatch):
     row = again.runs.iloc[0]
     assert row["base id"] == row["base id"] and row["id T=0.1"] == row["id T=0.1"]
     # another day: what the files have is not made again, and stays
-    monkeypatch.setattr(make_runs, "evaluate_models", lambda *_, **__: pytest.fail("they have been evaluated"))
+    monkeypatch.setattr(evaluate, "make_sampler", lambda *_: pytest.fail("they have been evaluated"))
     monkeypatch.setattr(premise, "measure", lambda *_, **__: pytest.fail("it has been measured"))
-    make_runs.collect(folder, tmp_path, made[:1])
+    make_runs.collect(made, folder, tmp_path)
     later = runs.load(tmp_path)
     assert later.manifest == again.manifest
     for name in runs.EXTRAS:
         pd.testing.assert_frame_equal(later.extra(name), again.extra(name))
     pd.testing.assert_frame_equal(later.runs, again.runs)
+    # on a machine without the run directories the files say what is missing, and stay as they are
+    assert make_runs.missing(made, later) == []
 
 
 def test_seeds_go_through_the_sets(tmp_path):
@@ -79,11 +84,12 @@ def test_a_check_compares_distributions(again, likely, tmp_path, monkeypatch):
     jobs = make_runs.jobs(tmp_path, ["full"])
     shown = [job for job in jobs if job.config.method.name in ("luffy", "sft")]
     scores = [0.5 + 0.03 * (-1) ** job.config.seed for job in shown]
-    table = pd.DataFrame(
-        {"run": range(len(shown)), "set": "full", "method": [job.config.method.name for job in shown], "id": scores}
-    )
-    manifest = {str(i): {"run": f"full/{job.run_dir.name}"} for i, job in enumerate(shown)}
-    known = runs.Runs(table, pd.DataFrame(), "hand-made", {}, manifest)
+    rows = [
+        {**runs.settings_of(job.config), "run": i, "set": "full", "method": job.config.method.name, "id": score,
+         "seed": job.config.seed}
+        for i, (job, score) in enumerate(zip(shown, scores, strict=True))
+    ]  # fmt: skip
+    known = runs.Runs(pd.DataFrame(rows), pd.DataFrame(), "hand-made")
     monkeypatch.setattr(make_runs, "train", lambda jobs, parallel: None)
     repeated = {}
 
@@ -94,16 +100,18 @@ def test_a_check_compares_distributions(again, likely, tmp_path, monkeypatch):
 
     monkeypatch.setattr(make_runs.results, "per_run", per_run)
     found, p = make_runs.check(2, tmp_path, known, None)
-    assert len(found) == 2 and (p > 0.05) == likely and (p < 0.001) != likely
+    assert found[["method", "seed"]].to_numpy().tolist() == [["luffy", 0], ["sft", 1]]
+    assert (p > 0.05) == likely and (p < 0.001) != likely
     deviation = 0.03 * math.sqrt(20 / 18)  # of two methods with ten seeds
     assert found["in deviations"].tolist() == pytest.approx([gap / (math.sqrt(2) * deviation) for gap in again])
 
 
 def test_falls_by_hand():
-    rewards = [*[0.5] * 20, *[0.2] * 20]
-    rows = [{"stage": 0, "step": 0, "eval/id": 0.1}]
+    rewards = [*[0.5] * 30, *[0.2] * 10]
+    rows = [{"stage": 1, "step": 160, "eval/id": 0.9}]  # before the first step of a second stage
     rows += [
-        {"stage": 0, "step": i + 1, "reward/on": r, "grad_norm": i, "entropy/on": 1.0} for i, r in enumerate(rewards)
+        {"stage": 1, "step": 161 + i, "reward/on": r, "grad_norm": i, "entropy/on": 1.0, "time/step": 1.0}
+        for i, r in enumerate(rewards)
     ]
     rows[10] |= {"eval/id": 0.6}
     rows[20] |= {"eval/id": 0.5}

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from luffy import make_config
-from paper_figures import claims, map, runs
+from paper_figures import claims, runs
+from paper_figures import map as leads
 from paper_figures.runs import NoDataError, Runs
 
 
@@ -41,7 +43,7 @@ MAP = made(
 
 def test_leads_by_hand():
     """Every cell has two seeds a point from their mean: the pooled deviation is sqrt(2) points, over eight cells."""
-    table = map.data(MAP)
+    table = leads.data(MAP)
     assert set(table["rival"]) == {"on_policy"} and set(table["axis"]) == {"base", "teacher"}
     base = table[(table["axis"] == "base") & (table["score"] == "id")].set_index("point")
     assert base["lead"].to_dict() == pytest.approx({"0": 60, "0.1": 10, "0.4": -20})
@@ -50,20 +52,29 @@ def test_leads_by_hand():
     assert base.loc["0", "high"] - base.loc["0", "lead"] == pytest.approx(half, rel=1e-5)
     teacher = table[(table["axis"] == "teacher") & (table["score"] == "id")].set_index("point")
     assert teacher["lead"].to_dict() == pytest.approx({"3 to 7": -20, "6, 7": 20})
+    # the world's own point is on both axes and is one test: four a score, eight in all
+    assert teacher.loc["3 to 7", "p"] == base.loc["0.4", "p"]
+    raw = 2 * stats.t.sf(60 / math.sqrt(2), 8)
+    assert base.loc["0", "p"] == pytest.approx(8 * raw)
     with pytest.raises(NoDataError):
-        map.points(made([("full", "tiny", "sft", 0, 0.5)]))
+        leads.points(made([("full", "tiny", "sft", 0, 0.5)]))
 
 
 def test_crossings_by_hand():
     """From +10 at 0.1 to -20 at 0.4 the lead is 0 a third of the way: at 0.2."""
-    found = map.crossings(map.data(MAP)).set_index("score")
+    found = leads.crossings(leads.data(MAP)).set_index("score")
     assert found.loc["id", "share"] == pytest.approx(0.2) and found.loc["id", "draws with a change"] == 1
     assert found.loc["id", "low"] < 0.2 < found.loc["id", "high"]
-    assert math.isnan(map._crossing(np.array([0.0, 1.0]), np.array([1.0, 2.0])))
+    assert math.isnan(leads._crossing(np.array([0.0, 1.0]), np.array([1.0, 2.0])))
+    assert leads._crossing(np.array([0.0, 1.0, 2.0]), np.array([5.0, 0.0, -5.0])) == 1
+    one = made([("map", f"tiny:own_share={x}", m, 0, v) for x, m, v in [
+        ("0", "luffy", 0.6), ("0", "sft", 0.5), ("0.1", "luffy", 0.4), ("0.1", "sft", 0.5)]])  # fmt: skip
+    alone = leads.crossings(leads.data(one)).set_index("score")
+    assert alone.loc["id", "share"] == pytest.approx(0.05) and math.isnan(alone.loc["id", "draws with a change"])
 
 
 def test_conclusions_say_what_the_verdicts_are():
-    said = map.conclusions(map.data(MAP))
+    said = leads.conclusions(leads.data(MAP))
     assert said[0] == (
         "In distribution, LUFFY against On-Policy RL: ahead at own share 0, own share 0.1, problems 6, 7; "
         "behind at own share 0.4, problems 3 to 7."
@@ -100,7 +111,7 @@ def test_cost_to_reach_by_hand():
 
 
 def test_at_equal_cost_by_hand():
-    """SFT+RL spends the least, 1,400: LUFFY has had one validation by then."""
-    row = map.at_equal_cost(COSTS).iloc[0]
-    assert row["operations"] == 1400 and row["LUFFY"] == pytest.approx(40)
-    assert row["SFT+RL"] == pytest.approx(100 * (0.3 + 0.8) / 2)
+    """SFT+RL spends the least, 1,400, and ends at .8. LUFFY has no validation between 1,050 and 1,400 operations: from
+    .4 at 800 to .6 at 1,600 it is at .55 then."""
+    row = leads.at_equal_cost(COSTS).iloc[0]
+    assert row["operations"] == 1400 and row["LUFFY"] == pytest.approx(55) and row["SFT+RL"] == pytest.approx(80)

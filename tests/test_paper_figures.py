@@ -135,28 +135,20 @@ def test_one_seed_twice_is_refused(own, tmp_path):
         runs.load(tmp_path / "twice")
 
 
-def test_added_runs_stand_beside_the_known_ones(committed, own):
-    """A new run takes the place of the same one; settings that were not recorded before had their default."""
-    table = committed.runs[committed.runs["num_traces"] == 1].drop(columns="num_traces").reset_index(drop=True)
-    curves = committed.curves[committed.curves["run"].isin(table["run"])]
-    before = Runs(table, curves, "before", {}, committed.manifest)
+def test_added_runs_stand_beside_the_known_ones(own):
+    """A new run takes the place of the same one; settings that were not recorded before had the value of then."""
     made = runs.load(own)
-    new = Runs(made.runs.assign(set="mine"), made.curves, "new", {}, made.manifest)
+    then = made.runs.assign(seed=7, verbosity=0.0).drop(columns=["num_traces", "verbosity"])
+    before = Runs(then, made.curves, "before", {}, made.manifest)
+    new = Runs(made.runs.assign(id=0.25), made.curves, "new", {}, made.manifest)
     merged = runs.merge(before, new)
-    assert len(merged.runs) == len(table) + len(new.runs)
-    ours = merged.runs.iloc[: len(table)]
-    columns = ["set", "method", "seed", "id"]
-    pd.testing.assert_frame_equal(ours[columns], table[columns])
-    assert set(ours["num_traces"]) == {1}
-    assert len(merged.curves) == len(curves) + len(new.curves)
-    again = runs.merge(merged, new)
-    pd.testing.assert_frame_equal(again.runs, merged.runs)
-    last = len(merged.runs) - 1
-    assert merged.manifest[str(last)] == new.manifest[str(len(new.runs) - 1)]
-    pd.testing.assert_series_equal(
-        merged.curves[merged.curves["run"] == last]["step"].reset_index(drop=True),
-        new.curves[new.curves["run"] == len(new.runs) - 1]["step"].reset_index(drop=True),
-    )
+    assert len(merged.runs) == 4 and len(merged.curves) == 2 * len(made.curves)
+    assert merged.runs["seed"].tolist() == [7, 7, 0, 0] and set(merged.runs["num_traces"]) == {1}
+    assert set(merged.runs["verbosity"][:2]) == {0.0}
+    again = runs.merge(merged, Runs(made.runs.assign(id=0.75), made.curves, "newer", {}, made.manifest))
+    assert again.runs["id"].tolist()[2:] == [0.75, 0.75] and len(again.runs) == 4 and len(again.manifest) == 4
+    last = again.curves[again.curves["run"] == 3]["step"].reset_index(drop=True)
+    pd.testing.assert_series_equal(last, made.curves[made.curves["run"] == 1]["step"].reset_index(drop=True))
 
 
 def test_what_a_tier_does_not_measure(short_run, tmp_path):
@@ -168,7 +160,7 @@ def test_what_a_tier_does_not_measure(short_run, tmp_path):
     loaded = runs.load(tmp_path / "runs")
     assert all(isinstance(paper_figures.draw(name, loaded), Figure) for name in FIGURES)
     assert all(len(paper_figures.module(name).table(loaded)) for name in TABLES)
-    assert "mine (tiny)" in paper_figures.module("table1_main").table(loaded)
+    assert "mine (tiny:own_share=0.4)" in paper_figures.module("table1_main").table(loaded)
     assert set(claims.table(loaded)["verdict"]) <= {"no data", "undecided"} and claims.sensitivity(loaded).empty
 
 

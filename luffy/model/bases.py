@@ -22,7 +22,7 @@ import os
 import random
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..data import tinyworld
@@ -33,6 +33,7 @@ from ..errors import ConfigError
 log = logging.getLogger(__name__)
 
 TINY = "tiny"
+VERSION = 1  # another number where documents are drawn otherwise
 SHIPPED = Path(__file__).parent / "shipped"
 # Only a prompt opens a think block: what follows an answer is its end.
 CHAT_TEMPLATE = f"{tinyworld.CHAT_TEMPLATE}{{% if add_generation_prompt %}}{THINK_OPEN}{{% endif %}}"
@@ -53,8 +54,11 @@ class Base:
     """Another seed is another base model of the same recipe."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.own_share <= 1 and 0 <= self.own_noise <= 1 and self.own_difficulty >= 2 and self.seed >= 0):
-            raise ConfigError(f"no such base model: {self.name}")
+        known = 0 <= self.own_share <= 1 and 0 <= self.own_noise <= 1 and self.own_difficulty >= 2 and self.seed >= 0
+        if not known or any(
+            float(f"{value:g}") != value for value in asdict(self).values()
+        ):  # it would not be its name's
+            raise ConfigError(f"no such base model: {asdict(self)}")
 
     @property
     def name(self) -> str:
@@ -68,9 +72,10 @@ class Base:
         return self.name.replace(":", "-").replace(",", "-").replace("=", "_")
 
     def digest(self) -> str:
-        """Names all that a folder depends on: these fields, the mixture, the model that it goes on from, the prompt."""
+        """Names what a folder depends on: these fields, the mixture, the model that it goes on from, the prompt, and by
+        VERSION the code below."""
         pretrained = file_hash(PRETRAINED / "model.safetensors")
-        text = json.dumps([asdict(self), asdict(Mixture()), pretrained, CHAT_TEMPLATE])
+        text = json.dumps([VERSION, asdict(self), asdict(Mixture()), pretrained, CHAT_TEMPLATE])
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -112,6 +117,12 @@ def parse(name: str) -> Base | None:
     return Base(**values)
 
 
+def with_seeds(name: str, count: int) -> list[str]:
+    """So many base models of a recipe, which differ in their seed; another model is the only one of its kind."""
+    base = parse(name)
+    return [replace(base, seed=base.seed + i).name for i in range(count)] if base else [name]
+
+
 def cache_folder() -> Path:
     return Path(os.environ.get("LUFFY_CACHE") or Path.home() / ".cache" / "luffy")
 
@@ -140,7 +151,9 @@ def locate(base: Base) -> Path:
 
 
 def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:
-    """Trains a base model and writes it to a folder in Hugging Face layout."""
+    """Trains a base model and writes it to a folder in Hugging Face layout. On one thread, so that it is the same
+    whatever process first asks for it."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from .pretrain import Schedule, fit
@@ -150,7 +163,12 @@ def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:
     model = AutoModelForCausalLM.from_pretrained(PRETRAINED)
     tokenizer = AutoTokenizer.from_pretrained(PRETRAINED)
     schedule = Schedule(mixture.updates, mixture.batch_size, mixture.learning_rate, mixture.warmup, decay_share=1.0)
-    fit(model, tokenizer, lambda rng, update: document(rng, base, mixture), schedule, f"{base.name}/{base.seed}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        fit(model, tokenizer, lambda rng, update: document(rng, base, mixture), schedule, f"{base.name}/{base.seed}")
+    finally:
+        torch.set_num_threads(threads)
     tokenizer.chat_template = CHAT_TEMPLATE
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -196,8 +214,6 @@ def file_hash(path: Path) -> str:
 
 
 def main() -> None:
-    import torch
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description="Makes a base model of the embedded world.")
     parser.add_argument("name", help='such as "tiny:own_share=0.4,seed=1"')
@@ -206,7 +222,6 @@ def main() -> None:
     base = parse(known.name)
     if base is None:
         parser.error(f"{known.name} is not the name of a base model")
-    torch.set_num_threads(1)  # the same bits whatever else the machine does
     make(base, known.out)
 
 

@@ -1,7 +1,8 @@
 """What runs over seeds say: differences with their intervals, verdicts on claims, and what was too small to be seen.
 
-A difference between two methods is Welch's: seeds are not paired, because nothing that two methods do with one seed is
-alike (their scores are uncorrelated). A verdict is one of
+A difference between two methods is Welch's: seeds are not paired (the scores of two methods with one seed are
+uncorrelated). Runs of both methods share their base models, in equal numbers, so a base that is better for both only
+widens the interval; `components` shows how much. A verdict is one of
 
     reproduced    the difference has the claimed sign, and is not 0: p < 0.05 after Holm's correction in its family
     contradicted  it has the other sign, likewise
@@ -30,7 +31,7 @@ VERDICTS = ("reproduced", "contradicted", "no effect", "undecided")
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimate with its standard error and degrees of freedom. seeds: of the smaller sample. NaN of one seed."""
+    """An estimate with its standard error and degrees of freedom. seeds: of the smaller sample; of one, se is NaN."""
 
     value: float
     se: float
@@ -121,20 +122,27 @@ def verdict(effect: Effect, p: float, bound: float) -> str:
     return "no effect" if effect.within(bound) < LEVEL else "undecided"
 
 
-def seeds_needed(effect: Effect, power: float = 0.8, most: int = 1000) -> int | None:
-    """Seeds a method at which a difference of this size and spread would be told from 0 (one test, p < 0.05) with that
-    power; None if that takes more than `most`, or the spread is not known."""
+def seeds_needed(effect: Effect, bound: float, level: float = LEVEL, power: float = 0.8, most: int = 1000) -> float:
+    """Seeds (of the smaller sample; the larger grows with it) at which an effect of this size and spread would be told
+    from 0, or put within +-bound of it, whichever takes fewer, with that power.
+
+    level: of the first test, less than LEVEL where it is one of several. inf if it takes more than `most`; NaN if the
+    spread is not known.
+    """
     from scipy import stats
 
-    if not effect.df > 0 or not effect.value or not effect.se:
-        return None
-    ratio = effect.seeds / max(effect.df, 1)  # degrees of freedom grow with the seeds
+    if not effect.df > 0 or not effect.se > 0:
+        return math.nan
     for seeds in range(2, most + 1):
-        df = max(1.0, seeds / ratio)
-        shift = abs(effect.value) / (effect.se * math.sqrt(effect.seeds / seeds))
-        if float(stats.nct.sf(stats.t.ppf(1 - LEVEL / 2, df), df, shift)) >= power:
+        df = max(1.0, effect.df * seeds / effect.seeds)  # degrees of freedom grow with the seeds
+        se = effect.se * math.sqrt(effect.seeds / seeds)
+        told = float(stats.nct.sf(stats.t.ppf(1 - level / 2, df), df, abs(effect.value) / se))
+        limit = float(stats.t.ppf(1 - LEVEL, df))
+        # the chance that both one-sided tests reject, as if the spread were known
+        sides = [float(stats.norm.cdf((bound + sign * effect.value) / se - limit)) for sign in (1, -1)]
+        if max(told, sum(sides) - 1) >= power:
             return seeds
-    return None
+    return math.inf
 
 
 def pooled(table: pd.DataFrame, column: str, cells: Sequence[str]) -> tuple[pd.DataFrame, float, int]:
@@ -149,10 +157,12 @@ def pooled(table: pd.DataFrame, column: str, cells: Sequence[str]) -> tuple[pd.D
     return means, math.sqrt(float((residuals**2).sum()) / df) if df > 0 else math.nan, df
 
 
-def pooled_difference(first: tuple[float, int], second: tuple[float, int], deviation: float, df: int) -> Effect:
-    """The difference of two cells, each (mean, count), whose standard deviation is pooled."""
-    se = deviation * math.sqrt(1 / first[1] + 1 / second[1])
-    return Effect(first[0] - second[0], se, df, min(first[1], second[1]))
+def pooled_difference(first: Sequence[float], second: Sequence[float], deviation: float, df: int) -> Effect:
+    """The difference of two cells whose standard deviation is pooled; a cell that varies more keeps its own."""
+    cells = [_numbers(first), _numbers(second)]
+    own = [float(cell.std(ddof=1)) if len(cell) > 1 else 0.0 for cell in cells]
+    variances = [max(deviation, spread) ** 2 / len(cell) for spread, cell in zip(own, cells, strict=True)]
+    return Effect(float(cells[0].mean() - cells[1].mean()), math.sqrt(sum(variances)), df, min(map(len, cells)))
 
 
 def components(table: pd.DataFrame, column: str) -> dict[str, float]:

@@ -67,9 +67,17 @@ def load_preset(path: str | Path) -> dict[str, Any]:
 
 
 def over(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A preset of an ablation with other values over its own. A model goes over a list of models."""
+    """A preset of an ablation with other values over its own: over what is tuned too, method by method, and a model
+    over a list of models. Its variants go over them in turn."""
     kept = {name: value for name, value in preset.items() if not ("model" in values and name == "models")}
-    return {**kept, **values}
+    merged = {**kept, **values}
+    tuned = {
+        method: {name: value for name, value in fields.items() if name not in values}
+        for method, fields in (preset.get("tuned") or {}).items()
+    }
+    for method, fields in (values.get("tuned") or {}).items():
+        tuned[method] = {**tuned.get(method, {}), **fields}
+    return {**merged, "tuned": tuned} if tuned else merged
 
 
 def default_runs_dir(name: str) -> Path:

@@ -62,6 +62,7 @@ def per_run(jobs: Sequence[Job]) -> pd.DataFrame:
             if row["stage"] != after["stage"]
         ]
         row: dict[str, Any] = {"method": job.config.method.name, "variant": job.variant, "seed": job.config.seed}
+        row["model"] = job.config.model
         row |= _score(metrics, evaluation) | _final(job, evaluation)
         row |= {f"base {name}": value for name, value in _validated(metrics[0]).items() if metrics[0]["step"] == 0}
         for name, key in BEHAVIOUR.items():
@@ -112,18 +113,21 @@ def _final(job: Job, evaluation: dict[str, Any]) -> dict[str, float]:
         found[f"pass@{options.final_eval_samples}"] = sum(passes) / len(passes)
     for temperature, other in evaluation.get("temperatures", {}).items():
         found |= {f"{name} T={temperature}": value for name, value in other["averages"].items()}
+    asked = options.eval_problems if options.eval_steps else 0
     for column, members in {"id": known, "ood": [f for f in evaluation["families"] if f not in known]}.items():
         if members:
-            found[f"{column} problems"] = _problem_error([evaluation["families"][name] for name in members])
+            found[f"{column} problems"] = _problem_error([evaluation["families"][name] for name in members], asked)
     return found
 
 
-def _problem_error(families: Sequence[dict[str, Any]]) -> float:
-    """Standard error of the mean accuracy over families that comes from which problems they have."""
+def _problem_error(families: Sequence[dict[str, Any]], asked: int) -> float:
+    """Standard error of a score, a mean over families, that comes from which problems they have. asked: problems of a
+    family in the validations that the score is of; 0: it is of the final evaluation, whose problems show how much
+    problems differ."""
     variances = []
     for family in families:
         scores = [right / family["samples"] for right in family["right"]]
-        variances.append(statistics.variance(scores) / len(scores) if len(scores) > 1 else 0.0)
+        variances.append(statistics.variance(scores) / (asked or len(scores)) if len(scores) > 1 else 0.0)
     return math.sqrt(sum(variances)) / len(families)
 
 
@@ -152,7 +156,7 @@ def summary(jobs: Sequence[Job]) -> pd.DataFrame:
     shown = [*percents, *(column for column in ("entropy", "entropy_answer", *WHOLE) if column in runs)]
     rows = []
     if any(column.startswith("base ") for column in runs):
-        models = runs.drop_duplicates([column for column in runs if column.startswith("base ")])
+        models = base_scores(runs)
         known = {column: models[f"base {column}"] for column in PERCENT if f"base {column}" in models}
         cells = {column: _cell(column, known[column].tolist()) if column in known else "–" for column in shown}
         rows.append({"method": BASE, "seeds": len(models), **cells})
@@ -166,6 +170,12 @@ def summary(jobs: Sequence[Job]) -> pd.DataFrame:
                 cells[column] += f" [{mean - half:.1f}, {mean + half:.1f}]"
         rows.append({"method": METHODS[method].label, "seeds": len(part), **cells})
     return pd.DataFrame(rows).set_index("method")
+
+
+def base_scores(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per base model ("model"): the means over its runs of what the validations before the first step found
+    ("base id", ...). Each run samples other answers of the same model."""
+    return runs.groupby("model", sort=False)[[column for column in runs if column.startswith("base ")]].mean()
 
 
 def _cell(column: str, values: Sequence[float]) -> str:

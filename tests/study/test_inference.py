@@ -25,7 +25,7 @@ def test_welch_by_hand():
 def test_one_seed_says_nothing():
     effect = welch([1.0], [0.0, 2.0])
     assert effect.value == 0 and math.isnan(effect.p) and math.isnan(effect.half)
-    assert verdict(effect, math.nan, 2) == "undecided" and seeds_needed(effect) is None
+    assert verdict(effect, math.nan, 2) == "undecided" and math.isnan(seeds_needed(effect, 2))
     assert welch([], [1.0]).seeds == 0 and inference.mean([math.nan]).seeds == 0
 
 
@@ -52,11 +52,15 @@ def test_verdicts():
 
 
 def test_seeds_needed():
-    """A difference of one deviation in two samples: 17 each for power .8, as tables of the t test say."""
+    """A difference of one deviation in two samples: 17 each for power .8, as tables of the t test say; more where it is
+    one of ten tests (p < .005). No difference, and a bound of one deviation: 18, as tables of TOST say."""
     samples = 10
     effect = Effect(1.0, math.sqrt(2 / samples), 2 * samples - 2, samples)
-    assert seeds_needed(effect) == pytest.approx(17, abs=1)
-    assert seeds_needed(Effect(1e-3, 1.0, 18, 10)) is None
+    assert seeds_needed(effect, 0.01) == pytest.approx(17, abs=1)
+    assert seeds_needed(effect, 0.01, level=0.005) == pytest.approx(29, abs=2)
+    none = Effect(0.0, math.sqrt(2 / samples), 2 * samples - 2, samples)
+    assert seeds_needed(none, 1.0) == pytest.approx(18, abs=1)
+    assert math.isinf(seeds_needed(Effect(1e-3, 1.0, 18, 10), 1e-3))
 
 
 def test_pooled_deviation_by_hand():
@@ -65,8 +69,11 @@ def test_pooled_deviation_by_hand():
     means, deviation, df = pooled(table, "value", ["cell"])
     assert means["mean"].tolist() == [2, 12] and means["size"].tolist() == [2, 3]
     assert df == 3 and deviation == pytest.approx(math.sqrt(10 / 3))
-    effect = pooled_difference((12, 3), (2, 2), deviation, df)
-    assert effect.value == 10 and effect.se == pytest.approx(deviation * math.sqrt(1 / 3 + 1 / 2)) and effect.df == 3
+    effect = pooled_difference([10, 14, 12], [1, 3], deviation, df)
+    assert effect.value == 10 and effect.df == 3
+    assert effect.se == pytest.approx(math.sqrt(4 / 3 + 10 / 3 / 2))  # the first cell has 4 of its own, above 10 / 3
+    calm = pooled_difference([12, 12], [2, 2], deviation, df)
+    assert calm.se == pytest.approx(deviation)
 
 
 def test_components_are_found():
