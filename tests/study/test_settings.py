@@ -90,7 +90,7 @@ ABLATIONS = {  # values and seeds
     "gamma": ({**WORLD, "gamma": 0.05}, FIVE),
     "plus": ({**WORLD, "max_steps": 275, "eval_steps": 25}, FIVE),  # P4: LUFFY with a dagger, 860 steps instead of 500
     "sensitivity": ({**WORLD, "trace_errors": 0.3}, [0]),
-    "default": ({**WORLD, "max_steps": 100, "eval_problems": 60, "final_eval_samples": 4}, [0]),
+    "default": ({**WORLD, "max_steps": 100, "eval_steps": 10, "eval_problems": 60, "final_eval_samples": 4}, [0]),
     "smoke": ({"max_steps": 3, "rollout_batch_size": 4, "mini_batch_size": 2}, [0]),
     "pilot_stability": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0,
                          "max_grad_norm": 1.0}, [101, 102]),
