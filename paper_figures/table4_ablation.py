@@ -10,7 +10,8 @@ from .runs import Runs
 METHODS = ("mixed", "mixed_shaping", "luffy", "on_policy", "on_policy_shaping", "on_policy_no_clip")
 NOTE = (
     "Table 4. Left: the paper (v5), Qwen2.5-Math-7B, six benchmarks. Right, marked with the base model: measured; "
-    "of the embedded world chain is in distribution, the others are out of it. LUFFY is mixed-policy RL with "
+    "of the embedded world chains are in distribution (Avg), the other families are out of it. "
+    "LUFFY is mixed-policy RL with "
     "shaping and without clip."
 )
 

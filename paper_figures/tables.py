@@ -46,6 +46,8 @@ def wide_of(chosen: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """As measured_wide, of some rows of runs.csv."""
     skipped = ("pass@", "base ", "id ", "ood ")
     benchmarks = [name for name in chosen if name not in NOT_BENCHMARKS and not name.startswith(skipped)]
+    # of one benchmark in distribution the average is it
+    benchmarks = [name for name in benchmarks if not chosen[name].equals(chosen["id"])]
     names = [name for name in ("id", *benchmarks, "ood") if chosen[name].notna().any()]
     rows: dict[str, dict[str, float]] = {}
     first = base_scores(chosen)
