@@ -11,8 +11,9 @@ METHODS = ("on_policy", "sft", "rl_sft_loss", "sft_rl", "luffy")
 NOTE = (
     "Table 1. Left: the paper (v5), Qwen2.5-Math-7B, its nine benchmarks. Right, marked with the base model: "
     "measured; of the embedded world chains are in distribution (Avg), the other families are out of it. The "
-    "paper's text claims +16.1 out of distribution over SFT+RL; its table gives 57.8 - 44.8 = 13.0 (17.0 for LUFFY+). "
-    "Its stars claim significance over all baselines, also out of distribution, where on-policy RL has 57.3 against 57.8."
+    "paper's text claims +16.1 out of distribution over SFT+RL; its table gives 57.8 - 44.8 = 13.0 (17.0 for "
+    "LUFFY+). Its stars claim significance over all baselines, also out of distribution, where on-policy RL has 57.3 "
+    "against 57.8."
 )
 
 
