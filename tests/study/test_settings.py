@@ -75,7 +75,7 @@ SUPERVISED = {  # O: three epochs in batches of 64, warm-up of a tenth, learning
 }
 WORLD = {  # Q, fixed before the published seeds were run
     "max_steps": 160, "num_problems": 1000, "difficulties": [3, 4, 5, 6, 7], "verbosity": 0.3, "rollout_batch_size": 16,
-    "mini_batch_size": 8, "num_generations": 8, "temperature": 1.0, "entropy_coef": 1e-4, "learning_rate": 3e-4,
+    "mini_batch_size": 8, "num_generations": 8, "temperature": 1.0, "entropy_coef": 1e-4, "learning_rate": 1.5e-4,
     "warmup_steps": 5, "weight_decay": 0.01, "max_grad_norm": 1 / 64, "max_completion_length": 128,
     "model": "tiny:own_share=0.4", "think_format": True, "boxed_format": True, "eval_steps": 20, "eval_problems": 400,
     "eval_temperature": 0.6, "final_eval_problems": 200, "final_eval_samples": 8, "final_eval_temperatures": [0.1],
@@ -93,12 +93,18 @@ ABLATIONS = {  # values and seeds
     "default": ({**WORLD, "max_steps": 100, "eval_steps": 10, "eval_problems": 60, "final_eval_samples": 4}, [0]),
     "smoke": ({"max_steps": 3, "rollout_batch_size": 4, "mini_batch_size": 2}, [0]),
     "pilot_stability": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0,
-                         "max_grad_norm": 1.0}, [101, 102]),
-    "tuning": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0}, [101]),
+                         "max_grad_norm": 1.0, "learning_rate": 3e-4}, [101, 102]),
+    "tuning": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0,
+                "learning_rate": 3e-4}, [101]),
 }  # fmt: skip
 
 
-TUNED: dict[str, dict[str, float]] = {}
+TUNED = {  # Q: the trials of the preset `tuning`
+    "luffy": {"learning_rate": 1.5e-4},
+    "sft": {"sft_learning_rate": 2e-3},
+    "rl_sft_loss": {"learning_rate": 3e-4, "sft_loss_coef": 0.01},
+    "sft_rl": {"learning_rate": 3e-4, "sft_learning_rate": 1e-3},
+}
 
 
 def configuration(name, method="luffy"):
