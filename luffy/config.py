@@ -155,7 +155,7 @@ class UpdateOptions:
     loss_type: Literal["dr_grpo", "dapo", "grpo"] = "dr_grpo"
     """Denominator of the policy term: "dr_grpo" rows x max_completion_length (the paper's practice), "dapo" tokens (Z
     of Eq. 5), "grpo" rows x the tokens of each row."""
-    learning_rate: Positive = 3e-4
+    learning_rate: Positive = 1.5e-4
     """Peak learning rate of reinforcement learning (AdamW)."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up: "constant", or "linear" or "cosine" decay until after the last step."""

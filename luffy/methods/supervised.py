@@ -27,7 +27,7 @@ class SFT(Method):
     """Demonstrations of a problem in a step."""
     sft_loss_coef: Positive = 1.0
     """Weight of the token-mean negative log-likelihood of the demonstrations."""
-    sft_learning_rate: Positive = 1e-3
+    sft_learning_rate: Positive = 2e-3
     """Peak learning rate."""
 
     def rounds(self, draw: Draw) -> Rounds:
@@ -47,7 +47,7 @@ class SFT(Method):
 class RLSFTLoss(WithTraces):
     """Rollouts learn by reward, demonstrations by their likelihood."""
 
-    sft_loss_coef: NonNegative = 0.03
+    sft_loss_coef: NonNegative = 0.003
     """Weight of the token-mean negative log-likelihood of the demonstrations."""
 
     def signal(self, batch: Batch) -> Signal:

@@ -31,8 +31,8 @@ METHODS = {
     "mixed": {**MIXED, **CLIP, "off_shaping": "none"},  # Table 4
     "mixed_shaping": {**MIXED, **CLIP, **SHAPED},  # Table 4
     "luffy": {**MIXED, **NO_CLIP, **SHAPED},
-    "sft": {"sft_loss_coef": 1.0, "entropy_coef": 0.0, "num_off_policy": 1, "sft_learning_rate": 1e-3},  # Q
-    "rl_sft_loss": {**RL, **TRACE, **NO_CLIP, "sft_loss_coef": 0.03},  # R: loss_remove_clip; Q
+    "sft": {"sft_loss_coef": 1.0, "entropy_coef": 0.0, "num_off_policy": 1, "sft_learning_rate": 2e-3},  # Q
+    "rl_sft_loss": {**RL, **TRACE, **NO_CLIP, "sft_loss_coef": 0.003},  # R: loss_remove_clip; Q
     "sft_rl": {**RL, **CLIP, "first_stage_num_off_policy": 1, "sft_learning_rate": 1e-3, "first_stage_steps": 0,
                "complement": "tinyworld", "complement_split": "complement"},
 }  # fmt: skip
@@ -102,7 +102,7 @@ ABLATIONS = {  # values and seeds
 TUNED = {  # Q: the trials of the preset `tuning`
     "luffy": {"learning_rate": 1.5e-4},
     "sft": {"sft_learning_rate": 2e-3},
-    "rl_sft_loss": {"learning_rate": 3e-4, "sft_loss_coef": 0.01},
+    "rl_sft_loss": {"learning_rate": 3e-4, "sft_loss_coef": 0.003},
     "sft_rl": {"learning_rate": 3e-4, "sft_learning_rate": 1e-3},
 }
 

@@ -23,8 +23,10 @@ from luffy.training.update import loss_terms
 COMMITTED = Path(__file__).with_name("short_runs.json")
 # The world before it was a family of worlds, whose numbers these are.
 OLD_WORLD = dict(
-    model="tiny", difficulties=(3, 4, 5, 6), verbosity=0.0, max_completion_length=96, max_grad_norm=1.0
+    model="tiny", difficulties=(3, 4, 5, 6), verbosity=0.0, max_completion_length=96, max_grad_norm=1.0,
+    learning_rate=3e-4,
 )  # fmt: skip
+OLD_METHODS = {"sft": {"sft_learning_rate": 1e-3}, "rl_sft_loss": {"sft_loss_coef": 0.03}}
 SHORT = dict(
     steps=2, rollout_batch_size=8, mini_batch_size=4, num_problems=40, eval_steps=0, final_eval_problems=0,
     save_steps=2, sample_steps=0,
@@ -43,7 +45,7 @@ def own_methods_are_forgotten():
 def test_metrics_of_a_short_run_are_the_committed_ones(method, tmp_path):
     """Two steps, four optimiser steps. The numbers were written before the trainer was made of parts, by another loop;
     a change that moves them on purpose writes them again and says so."""
-    run = train(make_config(method, **SHORT, **OLD_WORLD), tmp_path / method)
+    run = train(make_config(method, **SHORT, **OLD_WORLD, **OLD_METHODS.get(method, {})), tmp_path / method)
     rows = [row for row in run.metrics() if row["step"]]
     assert run.is_complete
     for row, expected in zip(rows, json.loads(COMMITTED.read_text())[method], strict=True):
