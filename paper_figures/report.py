@@ -15,7 +15,7 @@ from luffy.stats import interval
 from luffy.study.inference import VERDICTS
 from luffy.study.results import BASE, base_scores
 
-from . import claims
+from . import claims, make_runs
 from . import map as leads_of
 from .runs import MAIN_SET, Runs
 
@@ -64,7 +64,9 @@ def verdict_lists(verdicts: pd.DataFrame) -> str:
             line = f"- {row['claim']} ({row['where']})"
             if verdict != "no data":
                 numbers = [_number(row[name]) for name in ("ours", "low", "high")]
-                line += f": {numbers[0]} [{numbers[1]}, {numbers[2]}] {row['unit']}, seeds: {row['seeds']:.0f}"
+                span = f" [{numbers[1]}, {numbers[2]}]" if row["low"] == row["low"] else ""
+                seeds = "one seed" if row["seeds"] == 1 else f"{row['seeds']:.0f} seeds"
+                line += f": {numbers[0]}{span} {row['unit']}, {seeds}"
             line += f"; paper {row['paper']:+.1f}" if row["paper"] == row["paper"] and row["paper"] is not None else ""
             if verdict == "undecided" and row["seeds needed"] == row["seeds needed"]:
                 needed = "over 1,000" if math.isinf(row["seeds needed"]) else f"{row['seeds needed']:.0f}"
@@ -80,8 +82,6 @@ def _number(value: float) -> str:
 
 def sets(runs: Runs) -> str:
     """Which runs there are, and of how many the presets consist."""
-    from . import make_runs
-
     wanted = make_runs.jobs(Path("runs"))
     missing = {job.run_dir for job in make_runs.missing(wanted, runs)}
     lines: list[str] = []
@@ -133,11 +133,17 @@ def readme(runs: Runs) -> str:
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*VERDICTS, "no data") if verdict in counts)
     conclusions = "\n".join(f"- {line}" for line in leads_of.conclusions(leads_of.data(runs)))
     seeds = runs.of()["seed"].nunique()
+    wanted = make_runs.jobs(Path("runs"))
+    lacking = len(make_runs.missing(wanted, runs))
+    preliminary = (
+        f"Preliminary: {len(wanted) - lacking} of {len(wanted)} runs are made so far; one seed decides nothing."
+    )
     return "\n\n".join(
         [
+            *([preliminary] if lacking else []),
             "![LUFFY's lead over its rivals on the map](paper_figures/readme/map.png)",
             conclusions,
-            f"The default world (set `{MAIN_SET}`, {seeds} seeds), accuracy in percent, mean ± half-width of the 95% "
+            f"The default world (set `{MAIN_SET}`, seeds: {seeds}), accuracy in percent, mean ± half-width of the 95% "
             "interval:",
             main_table(runs).to_markdown(),
             f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has each with its "

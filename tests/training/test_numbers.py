@@ -265,9 +265,9 @@ def row(problem, group, index, prompt, tokens, foreign, truncated=False, reward=
 
 def test_rl_sft_loss_takes_its_baseline_from_the_rollouts():
     rows = [row(0, 0, i, [5], [1], int(i == 3), reward=r) for i, r in enumerate([1.0, 0.0, 0.0, 1.0])]
-    signal = make_config("rl_sft_loss").method.signal(Batch.of(rows))
+    signal = make_config("rl_sft_loss", sft_loss_coef=0.7).method.signal(Batch.of(rows))
     assert signal.advantage.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, 2 / 3])
-    assert signal.policy.tolist() == [1, 1, 1, 0] and signal.likelihood.tolist() == pytest.approx([0, 0, 0, 0.03])
+    assert signal.policy.tolist() == [1, 1, 1, 0] and signal.likelihood.tolist() == pytest.approx([0, 0, 0, 0.7])
 
 
 def test_denominators_by_hand():
