@@ -174,7 +174,7 @@ def test_what_a_tier_does_not_measure(short_run, tmp_path):
     loaded = runs.load(tmp_path / "runs")
     assert all(isinstance(paper_figures.draw(name, loaded), Figure) for name in FIGURES)
     assert all(len(paper_figures.module(name).table(loaded)) for name in TABLES)
-    assert "mine (tiny:own_share=0.4)" in paper_figures.module("table1_main").table(loaded)
+    assert "Avg (tiny:own_share=0.4)" in paper_figures.module("table1_main").table(loaded)  # of one benchmark
     assert set(claims.table(loaded)["verdict"]) <= {"no data", "undecided"} and claims.sensitivity(loaded).empty
 
 
