@@ -29,7 +29,7 @@ def test_the_nine_methods_differ_as_the_paper_says():
         "mixed_shaping": (1, 0.1, None, clip, 0),
         "luffy": (1, 0.1, None, None, 0),
         "sft": (1, None, None, None, 1),
-        "rl_sft_loss": (1, None, None, None, 0.03),
+        "rl_sft_loss": (1, None, None, None, 0.003),
         "sft_rl": (0, None, None, clip, 0),
     }
     assert [name for name in METHODS if name in PAPER_METHODS] == sorted(PAPER_METHODS, key=list(METHODS).index)
