@@ -194,7 +194,7 @@ class RunDirectory:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         write(aside, step)
-        files = {str(f.relative_to(aside)): _hash(f) for f in sorted(aside.rglob("*")) if f.is_file()}
+        files = {str(f.relative_to(aside)): file_hash(f) for f in sorted(aside.rglob("*")) if f.is_file()}
         write_json(aside / "checkpoint.json", {"step": step, "sha256": files})
         for name in [*files, "checkpoint.json"]:
             _sync(aside / name)
@@ -231,7 +231,7 @@ def damage(checkpoint: Path) -> str | None:
     try:
         files = json.loads((checkpoint / "checkpoint.json").read_text())["sha256"]
         for name, digest in files.items():
-            if _hash(checkpoint / name) != digest:
+            if file_hash(checkpoint / name) != digest:
                 return f"{name} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -293,7 +293,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 

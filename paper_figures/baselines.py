@@ -48,8 +48,8 @@ def accept(runs: Runs, folder: Path = FOLDER) -> None:
     for name in FIGURES:
         _picture(name, runs, folder / f"{name}.png")
     if folder == FOLDER:
-        report.FILE.write_text(report.results(runs))
-        report.README.write_text(report.with_results(report.README.read_text(), runs))
+        for path, said in report.texts(runs).items():
+            path.write_text(said)
         for name in README:
             _picture(name, runs, folder.parent / "readme" / f"{name}.png", dpi=README_DPI)
 
@@ -58,7 +58,11 @@ def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
     """What differs from the baseline, a line each; empty if nothing does."""
     from matplotlib.testing.compare import compare_images
 
-    found = _report_drift(runs)
+    found = [
+        f"{path.name}: it does not say what the runs say"
+        for path, said in report.texts(runs).items()
+        if not path.is_file() or path.read_text() != said
+    ]
     for name, frame in frames(runs).items():
         try:
             expected = pd.read_csv(folder / f"{name}.csv")
@@ -84,16 +88,6 @@ def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
             if difference:
                 found.append(f"{name}: the picture has changed (RMS {difference['rms']:.1f}, tolerance {RMS})")
     return found
-
-
-def _report_drift(runs: Runs) -> list[str]:
-    text = report.README.read_text()
-    written = {report.FILE: report.results(runs), report.README: report.with_results(text, runs)}
-    return [
-        f"{path.name}: it does not say what the runs say"
-        for path, said in written.items()
-        if not path.is_file() or path.read_text() != said
-    ]
 
 
 def _picture(name: str, runs: Runs, path: Path, dpi: int = DPI) -> None:

@@ -147,10 +147,15 @@ def _answer_length(runs: Runs) -> Effect:
     return welch(means["sft"], means["luffy"])
 
 
+def spent_on(generated: pd.Series[float], trained: pd.Series[float]) -> pd.Series[float]:
+    """Operations per parameter of the model: 2 for a generated token and 6 for one trained on. Seconds would depend on
+    what else the machine was doing."""
+    return 2 * generated + 6 * trained
+
+
 def operations(curves: pd.DataFrame) -> pd.Series[float]:
-    """What was spent until each row, per parameter of the model: 2 for a generated token and 6 for one trained on, over
-    the stages together. Seconds would depend on what else the machine was doing."""
-    spent = 2 * curves["total/generated_tokens"] + 6 * curves["total/trained_tokens"]
+    """What was spent until each row, over the stages together."""
+    spent = spent_on(curves["total/generated_tokens"], curves["total/trained_tokens"])
     ends = spent.groupby([curves["run"], curves["stage"]]).max()
     earlier = ends.groupby("run").cumsum() - ends
     keys = pd.MultiIndex.from_frame(curves[["run", "stage"]])
@@ -189,9 +194,8 @@ def _on_other_base(other: str, model: str) -> Statistic:
     """LUFFY's lead, in points, on another base model of the map."""
 
     def statistic(runs: Runs) -> Effect:
-        chosen = runs.of("map")
-        chosen = chosen[chosen["model"].str.fullmatch(rf"{model}(,seed=\d+)?")]
-        if chosen.empty:
+        chosen = runs.on_bases().get(model)
+        if chosen is None:
             raise NoDataError(f"no runs of {model} in the map")
         parts = [100 * chosen[chosen["method"] == method]["id"] for method in ("luffy", other)]
         return welch(*parts)

@@ -8,15 +8,15 @@ import pandas as pd
 
 from luffy.methods import METHODS
 from luffy.study import style
+from luffy.study.results import BASE
 
 from .files import missing
-from .runs import NoDataError, Runs
+from .runs import BASE_MODEL, NoDataError, Runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = ("on_policy", "sft", "luffy")
-BASE = "base"  # the models before training
 CAPTION = (
     "Figure 12. pass@8 of the final models over the sampling temperature, in distribution; mean over seeds and "
     "their range. The paper measures it on AIME 24 and AMC."
@@ -30,7 +30,7 @@ def data(runs: Runs) -> pd.DataFrame:
         table = runs.extra("temperatures")
     except NoDataError:
         return pd.DataFrame(columns=columns)
-    groups = table[table["method"].isin([*SHOWN, BASE])].groupby(["method", "temperature"])["pass@8"]
+    groups = table[table["method"].isin([*SHOWN, BASE_MODEL])].groupby(["method", "temperature"])["pass@8"]
     return groups.agg(mean="mean", low="min", high="max", seeds="size").reset_index()[columns]
 
 
@@ -40,10 +40,10 @@ def draw(table: pd.DataFrame) -> Figure:
     if table.empty:
         missing(axes, "no evaluations: python -m paper_figures.make_runs")
         return figure
-    for method in [m for m in (BASE, *SHOWN) if m in set(table["method"])]:
+    for method in [m for m in (BASE_MODEL, *SHOWN) if m in set(table["method"])]:
         rows = table[table["method"] == method]
-        look = style.BASE if method == BASE else style.LOOKS[method]
-        label = "Base" if method == BASE else METHODS[method].label
+        look = style.BASE if method == BASE_MODEL else style.LOOKS[method]
+        label = BASE if method == BASE_MODEL else METHODS[method].label
         axes.plot(rows["temperature"], rows["mean"], marker="o", markersize=3, label=label, **look)
         axes.fill_between(rows["temperature"], rows["low"], rows["high"], color=look["color"], alpha=0.15, linewidth=0)
     style.legend_below(figure, [axes])

@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 SETS = ("full", "hard", "easy", "gamma", "plus", "map", "sensitivity")
 ONE_SEED = "sensitivity"
-BASE = "base"  # in extras, the name of models before training
 EVALUATED = ("on_policy", "sft", "luffy")
 EVALUATED_SEEDS = range(5)
 TEMPERATURES = tuple(round(0.1 * i, 1) for i in range(1, 11))
@@ -52,7 +51,7 @@ def missing(wanted: Sequence[Job], known: runs.Runs | None) -> list[Job]:
     """The runs that the files do not hold. A run is told by its set, method, seed and settings (runs.SETTINGS): when
     another value of a preset changes, the files are to be deleted and made again."""
     made = {runs.key(row) for row in known.runs.to_dict("records")} if known else set()
-    return [job for job in wanted if runs.key_of(job, job.run_dir.parent.name) not in made]
+    return [job for job in wanted if runs.key_of(job) not in made]
 
 
 def bases(made: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
@@ -80,11 +79,11 @@ def evaluations(made: Sequence[Job], work: Path) -> dict[tuple[str, int, float],
     window, asked = 0, set()
     for job in made:
         seed, window = job.config.seed, job.config.data.max_completion_length
-        if job.run_dir.parent.name != runs.MAIN_SET or seed not in EVALUATED_SEEDS:
+        if runs.set_of(job) != runs.MAIN_SET or seed not in EVALUATED_SEEDS:
             continue
         sources = {job.config.method.name: str(job.run_dir)} if job.config.method.name in EVALUATED else {}
         if job.config.model not in asked:
-            sources[BASE] = job.config.model
+            sources[runs.BASE_MODEL] = job.config.model
             asked.add(job.config.model)
         for name, source in sources.items():
             for temperature in TEMPERATURES:
@@ -158,7 +157,7 @@ def collect(wanted: Sequence[Job], work: Path, out: Path) -> runs.Runs | None:
         return known
     sets: dict[str, list[Job]] = {}
     for job in made:
-        sets.setdefault(job.run_dir.parent.name, []).append(job)
+        sets.setdefault(runs.set_of(job), []).append(job)
     new = runs.from_jobs(sets, str(work))
     merged = runs.merge(known, new) if known else new
     runs.write(merged, out)  # what takes long comes after
@@ -193,7 +192,7 @@ def check(count: int, work: Path, known: runs.Runs, parallel: int | None) -> tup
     offered: dict[str, list[Job]] = {}
     there = {runs.key(row): int(row["run"]) for row in main.to_dict("records")}
     for job in jobs(work, [runs.MAIN_SET]):
-        if runs.key_of(job, runs.MAIN_SET) in there:
+        if runs.key_of(job) in there:
             offered.setdefault(job.config.method.name, []).append(job)
     turns = list(offered.values())
     picked = (turns[i % len(turns)][i % len(turns[i % len(turns)])] for i in range(count))
@@ -202,7 +201,7 @@ def check(count: int, work: Path, known: runs.Runs, parallel: int | None) -> tup
     _, deviation, _ = pooled(main, "id", ["method"])
     rows = []
     for job, again in zip(chosen, results.per_run(chosen).to_dict("records"), strict=True):
-        before = main[main["run"] == there[runs.key_of(job, runs.MAIN_SET)]].iloc[0]
+        before = main[main["run"] == there[runs.key_of(job)]].iloc[0]
         gap = again["id"] - before["id"]
         facts = {"method": job.config.method.name, "seed": job.config.seed, "committed": 100 * before["id"]}
         rows.append({**facts, "again": 100 * again["id"], "in deviations": gap / (math.sqrt(2) * deviation)})

@@ -75,18 +75,20 @@ def data(runs: Runs) -> pd.DataFrame:
         for row, effect in _leads(table, score):
             rows.append(row)
             effects.append(effect)
-    # the world's own point is on both axes: one test
-    tested = [effect.p if row["axis"] == "base" or row["point"] != TEACHER[MAIN_SET] else math.nan
-              for row, effect in zip(rows, effects, strict=True)]  # fmt: skip
-    adjusted = inference.holm(tested)
-    own = {(row["score"], row["rival"]): p for row, p in zip(rows, adjusted, strict=True) if row["point"] == OWN}
-    for row, effect, adjusted_p in zip(rows, effects, adjusted, strict=True):
-        p = adjusted_p if adjusted_p == adjusted_p else own.get((row["score"], row["rival"]), effect.p)
+    tests = [_test(row) for row in rows]  # the world's own point is on both axes and is one test
+    distinct = {test: effect.p for test, effect in zip(tests, effects, strict=True)}
+    adjusted = dict(zip(distinct, inference.holm(list(distinct.values())), strict=True))
+    for row, test, effect in zip(rows, tests, effects, strict=True):
         row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "se": effect.se}
-        found = inference.verdict(effect, p, BOUNDS["points"])
-        row |= {"p": p, "seeds": effect.seeds}
+        row |= {"p": adjusted[test], "seeds": effect.seeds}
+        found = inference.verdict(effect, adjusted[test], BOUNDS["points"])
         row["verdict"] = {"reproduced": "ahead", "contradicted": "behind"}.get(found, found)
     return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _test(row: dict[str, Any]) -> tuple[str, ...]:
+    own = row["point"] == {"base": OWN, "teacher": TEACHER[MAIN_SET]}[row["axis"]]
+    return row["score"], row["rival"], *(("own",) if own else (row["axis"], row["point"]))
 
 
 def _leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]]:

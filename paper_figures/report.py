@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from luffy.methods import METHODS, PAPER_METHODS
 from luffy.stats import interval
+from luffy.study.experiments import Job
 from luffy.study.inference import VERDICTS
-from luffy.study.results import BASE, base_scores
+from luffy.study.results import BASE, base_scores, is_percent
 
-from . import claims, make_runs
+from . import claims, make_runs, tables
 from . import map as leads_of
-from .runs import MAIN_SET, Runs
+from .runs import MAIN_SET, Runs, set_of
 
 FILE = Path(__file__).parent / "RESULTS.md"
 README = Path(__file__).parents[1] / "README.md"
@@ -28,11 +30,27 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def main_table(runs: Runs) -> pd.DataFrame:
-    """A row for the base models and for every method of the main runs, as text: mean +- half-width of the 95% interval
-    over seeds. Operations: 2 per parameter for a generated token, 6 for one trained on, in millions."""
+def texts(runs: Runs) -> dict[Path, str]:
+    """What RESULTS.md and the README should hold. Raises ValueError if the README lacks the marks."""
+    verdicts, leads, table = claims.table(runs), leads_of.data(runs), main_table(runs)
+    wanted = make_runs.jobs(Path("runs"))
+    lacking = make_runs.missing(wanted, runs)
+    before, start, rest = README.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not start or not end:
+        raise ValueError(f"{README} lacks the marks {MARKS}")
+    said = _readme(runs, verdicts, leads, table, len(wanted), len(lacking))
+    return {
+        FILE: _results(runs, verdicts, leads, table, _sets(wanted, lacking)),
+        README: f"{before}{start}\n\n{said}\n\n{end}{after}",
+    }
+
+
+def main_table(runs: Runs) -> str:
+    """A row for the base models and for every method of the main runs: mean +- half-width of the 95% interval over
+    seeds. Operations in millions."""
     chosen = runs.of()
-    chosen = chosen.assign(operations=(2 * chosen["generated_tokens"] + 6 * chosen["trained_tokens"]) / 1e6)
+    chosen = chosen.assign(operations=claims.spent_on(chosen["generated_tokens"], chosen["trained_tokens"]) / 1e6)
     bases = base_scores(chosen)
     known = {column: bases[f"base {column}"] for column in ("id", "ood")}
     rows = {BASE: {"seeds": len(bases), **{name: _cell(name, known.get(name)) for name in COLUMNS}}}
@@ -41,15 +59,12 @@ def main_table(runs: Runs) -> pd.DataFrame:
         rows[METHODS[method].label] = {"seeds": len(part), **{name: _cell(name, part[name]) for name in COLUMNS}}
     table = pd.DataFrame.from_dict(rows, orient="index").rename(columns=COLUMNS)
     table.index.name = "method"
-    return table
+    return table.to_markdown(disable_numparse=True)
 
 
 def _cell(column: str, values: pd.Series[float] | None) -> str:
-    percent = column in ("id", "ood", "id T=0.1", "pass@8")
-    mean, half = interval([] if values is None else ((100 if percent else 1) * values).tolist())
-    if mean != mean:
-        return "–"
-    return f"{mean:.1f}" + (f" ± {half:.1f}" if half == half else "")
+    mean, half = interval([] if values is None else ((100 if is_percent(column) else 1) * values).tolist())
+    return tables.with_interval(mean, half) if mean == mean else "–"
 
 
 def verdict_lists(verdicts: pd.DataFrame) -> str:
@@ -80,32 +95,26 @@ def _number(value: float) -> str:
     return f"{value:+.1f}" if abs(value) >= 10 else f"{value:+.2f}"
 
 
-def sets(runs: Runs) -> str:
+def _sets(wanted: Sequence[Job], lacking: Sequence[Job]) -> str:
     """Which runs there are, and of how many the presets consist."""
-    wanted = make_runs.jobs(Path("runs"))
-    missing = {job.run_dir for job in make_runs.missing(wanted, runs)}
     lines: list[str] = []
     for name in make_runs.SETS:
-        of_set = [job for job in wanted if job.run_dir.parent.name == name]
-        lacking = [job for job in of_set if job.run_dir in missing]
-        seeds = sorted({job.config.seed for job in lacking})
-        text = f"- {name}: {len(of_set) - len(lacking)} of {len(of_set)} runs"
-        lines.append(text + (f"; missing are runs of seeds {', '.join(map(str, seeds))}" if lacking else ""))
+        all_of, none_of = ([job for job in jobs if set_of(job) == name] for jobs in (wanted, lacking))
+        seeds = sorted({job.config.seed for job in none_of})
+        text = f"- {name}: {len(all_of) - len(none_of)} of {len(all_of)} runs"
+        lines.append(text + (f"; missing are runs of seeds {', '.join(map(str, seeds))}" if none_of else ""))
     return "\n".join(lines)
 
 
-def results(runs: Runs) -> str:
-    """The text of RESULTS.md."""
-    verdicts = claims.table(runs)
-    leads = leads_of.data(runs)
+def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str, sets: str) -> str:
     parts = [
         "# What came out",
         "Computed from `paper_figures/runs` by `python -m paper_figures.baselines --accept`. Accuracy in percent at "
         "temperature 0.6 is a run's score, the mean of its last four validations (400 problems a family); mean ± "
         "half-width of the 95% interval over seeds (of the base: over base models). T = 0.1 and pass@8 are of the last "
         "checkpoint. Entropy in nats, length in tokens, operations in millions per parameter.",
-        main_table(runs).to_markdown(),
-        "## The runs\n\n" + sets(runs),
+        table,
+        f"## The runs\n\n{sets}",
         "## What scores vary with\n\nStandard deviations in points.\n\n"
         + claims.spread(runs).round(2).to_markdown(index=False),
         "## The claims of the paper\n\nPositive agrees with the paper; brackets are 95% intervals (Welch). Reproduced "
@@ -116,10 +125,14 @@ def results(runs: Runs) -> str:
     ]
     if len(leads):
         parts += [
-            "## The map\n\n" + "\n".join(f"- {line}" for line in leads_of.conclusions(leads)),
+            f"## The map\n\n{_conclusions(leads)}",
             "At equal cost, accuracy in distribution (millions of operations per parameter):\n\n" + _cost(runs),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _conclusions(leads: pd.DataFrame) -> str:
+    return "\n".join(f"- {line}" for line in leads_of.conclusions(leads))
 
 
 def _cost(runs: Runs) -> str:
@@ -127,35 +140,21 @@ def _cost(runs: Runs) -> str:
     return table.assign(operations=(table["operations"] / 1e6).round(1)).round(1).to_markdown(index=False)
 
 
-def readme(runs: Runs) -> str:
+def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str, wanted: int, lacking: int) -> str:
     """The text between the marks of the README."""
-    counts = claims.table(runs)["verdict"].value_counts()
+    counts = verdicts["verdict"].value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*VERDICTS, "no data") if verdict in counts)
-    conclusions = "\n".join(f"- {line}" for line in leads_of.conclusions(leads_of.data(runs)))
     seeds = runs.of()["seed"].nunique()
-    wanted = make_runs.jobs(Path("runs"))
-    lacking = len(make_runs.missing(wanted, runs))
-    preliminary = (
-        f"Preliminary: {len(wanted) - lacking} of {len(wanted)} runs are made so far; one seed decides nothing."
-    )
+    preliminary = f"Preliminary: {wanted - lacking} of {wanted} runs are made so far; one seed decides nothing."
     return "\n\n".join(
         [
             *([preliminary] if lacking else []),
             "![LUFFY's lead over its rivals on the map](paper_figures/readme/map.png)",
-            conclusions,
+            _conclusions(leads),
             f"The default world (set `{MAIN_SET}`, seeds: {seeds}), accuracy in percent, mean ± half-width of the 95% "
             "interval:",
-            main_table(runs).to_markdown(),
+            table,
             f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has each with its "
             "interval, and how many seeds the undecided ones would take.",
         ]
     )
-
-
-def with_results(text: str, runs: Runs) -> str:
-    """A README with its results written anew between the marks. Raises ValueError if it lacks them."""
-    before, start, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not start or not end:
-        raise ValueError(f"{README} lacks the marks {MARKS}")
-    return f"{before}{start}\n\n{readme(runs)}\n\n{end}{after}"

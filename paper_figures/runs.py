@@ -20,6 +20,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ RESULTS = (
 )  # fmt: skip
 VARIED = ("map", "gamma", "sensitivity")  # sets in which a method has runs with several settings
 THIN = VARIED  # sets of whose curves only the validations are kept
+BASE_MODEL = "base"  # in extras, the method of models before training
 EXTRAS = ("answers", "temperatures", "cases", "bases")
 # What rows of an extra belong to: those of an owner are replaced together.
 OWNERS = {"answers": ["method", "seed"], "temperatures": ["method", "seed"], "bases": ["model"]}
@@ -160,14 +162,29 @@ def find(folder: Path) -> dict[str, list[Job]]:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The settings that runs are told apart by; one that a method does not have is at its default."""
-    known = {**make_config("rl_sft_loss").to_dict(), **make_config("sft").to_dict(), **make_config("luffy").to_dict()}
-    known |= {**config.to_dict()}
+    known = {**_defaults(), **config.to_dict()}
     return {name: known.get(name) for name in SETTINGS} | {
         "model": Path(config.model).name,
         "steps": config.max_steps,
         "difficulties": " ".join(map(str, config.world.difficulties)),
         "num_off_policy": config.method.traces_wanted(),
     }
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """Fields of all methods together at their defaults, LUFFY's over the others'."""
+    return {
+        name: value
+        for method in ("rl_sft_loss", "sft", "luffy")
+        for name, value in make_config(method).to_dict().items()
+    }
+
+
+@cache
+def _unrecorded() -> dict[str, Any]:
+    """The values that settings had before they were recorded: those of LATER, else the default."""
+    return {name: value for name, value in {**settings_of(make_config()), **LATER}.items() if name in SETTINGS}
 
 
 def from_directories(folder: Path) -> Runs:
@@ -208,8 +225,7 @@ def from_jobs(sets: Mapping[str, Sequence[Job]], source: str) -> Runs:
 def key(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """What names a run, from a row of runs.csv or a mapping of as much: set, method, seed and settings. A setting that
     was not recorded yet had the value of LATER, or its default."""
-    usual = {**settings_of(make_config()), **LATER}
-    values = [row.get(name, usual.get(name)) for name in ("set", "method", "seed", *SETTINGS)]
+    values = [row.get(name, _unrecorded().get(name)) for name in ("set", "method", "seed", *SETTINGS)]
     return tuple("" if value is None or value != value else _text(value) for value in values)
 
 
@@ -217,9 +233,16 @@ def _text(value: Any) -> str:
     return str(value) if isinstance(value, str) else f"{float(value):.6g}"
 
 
-def key_of(job: Job, run_set: str) -> tuple[str, ...]:
-    """The key of a run that is to be made."""
-    return key({"set": run_set, "method": job.config.method.name, "seed": job.config.seed, **settings_of(job.config)})
+def set_of(job: Job) -> str:
+    """The set of a run that make_runs makes: the folder that its directory lies in."""
+    return job.run_dir.parent.name
+
+
+def key_of(job: Job) -> tuple[str, ...]:
+    """The key of a run that make_runs makes."""
+    return key(
+        {"set": set_of(job), "method": job.config.method.name, "seed": job.config.seed, **settings_of(job.config)}
+    )
 
 
 def merge(known: Runs, new: Runs) -> Runs:
@@ -227,9 +250,7 @@ def merge(known: Runs, new: Runs) -> Runs:
     made = {key(row) for row in new.runs.to_dict("records")}
     kept = [key(row) not in made for row in known.runs.to_dict("records")]
     old = known.runs[kept].copy()
-    for name, value in {**settings_of(make_config()), **LATER}.items():
-        if name in SETTINGS and name not in old:
-            old[name] = value
+    old = old.assign(**{name: value for name, value in _unrecorded().items() if name not in old})
     parts = [(known, old), (new, new.runs)]
     frames: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []

@@ -77,7 +77,7 @@ def side_by_side(paper: pd.DataFrame, ours: pd.DataFrame, mark: str) -> pd.DataF
     for name in paper:
         columns[BENCHMARK_LABELS[name]] = marked(paper[name], {m: f"{v:.1f}" for m, v in paper[name].items()})
     for name in [name for name in ours if f"{name} +-" in ours]:
-        texts = {model: _with_interval(row[name], row[f"{name} +-"]) for model, row in ours.iterrows()}
+        texts = {model: with_interval(row[name], row[f"{name} +-"]) for model, row in ours.iterrows()}
         columns[f"{BENCHMARK_LABELS.get(name, name)} ({mark})"] = marked(ours[name], texts)
     if len(ours):
         columns["seeds"] = {model: f"{row['seeds']:.0f}" for model, row in ours.iterrows()}
@@ -87,7 +87,8 @@ def side_by_side(paper: pd.DataFrame, ours: pd.DataFrame, mark: str) -> pd.DataF
     return frame
 
 
-def _with_interval(value: float, half: float) -> str:
+def with_interval(value: float, half: float) -> str:
+    """`52.3 ± 1.2`, without the half-width where it is NaN."""
     return f"{value:.1f}" + (f" ± {half:.1f}" if half == half else "")
 
 

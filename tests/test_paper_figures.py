@@ -44,7 +44,7 @@ def test_the_committed_runs(committed):
     said in RESULTS.md."""
     wanted = make_runs.jobs(Path("runs"))
     keys = [runs.key(row) for row in committed.runs.to_dict("records")]
-    assert len(set(keys)) == len(keys) and set(keys) <= {runs.key_of(job, job.run_dir.parent.name) for job in wanted}
+    assert len(set(keys)) == len(keys) and set(keys) <= {runs.key_of(job) for job in wanted}
     main = committed.runs[committed.runs["set"] == "full"]
     assert set(main["method"]) == set(PAPER_METHODS)
     assert sorted(committed.manifest) == sorted(map(str, committed.runs["run"]))

@@ -25,14 +25,15 @@ import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from ..config import TINY
 from ..data import tinyworld
 from ..data.templates import THINK_OPEN
 from ..data.tinyworld import FAMILIES
 from ..errors import ConfigError
+from ..runs import file_hash
 
 log = logging.getLogger(__name__)
 
-TINY = "tiny"
 VERSION = 1  # another number where documents are drawn otherwise
 SHIPPED = Path(__file__).parent / "shipped"
 # Only a prompt opens a think block: what follows an answer is its end.
@@ -205,12 +206,6 @@ def own_answer(chain: tinyworld.Chain, rng: random.Random, base: Base) -> str:
         value = after
     answer = value if len(chain.ops) < base.own_difficulty else rng.randrange(100)
     return f"{';'.join(steps)}</think>\\boxed{{{answer}}}"
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
     python -m luffy.study.premise "tiny:own_share=0.4" "tiny:own_share=0.1,seed=1" --out bases.csv
 
-The default world was chosen by these numbers (README). A problem counts as beyond the base if none of `samples` answers
-is right; as an answer is one of a hundred, some are right by luck.
+The default world was chosen by these numbers (paper_figures/pilots/PILOTS.md). A problem counts as beyond the base if
+none of `samples` answers is right; as an answer is one of a hundred, some are right by luck.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, make_config
+from ..config import make_config
 from ..data import tinyworld
+from ..data.tokenization import tokenize_problems
+from ..evaluation import ask
+from ..sampling.protocol import SamplingParams
 from ..stats import mean, pass_at_k
 
 log = logging.getLogger(__name__)
@@ -41,11 +44,38 @@ def measure(
     """
     import torch
 
+    from ..evaluation.rewards import make_reward
+    from ..model.loading import eos_ids, load_model, load_tokenizer
+    from ..sampling.make import make_sampler
+
     torch.set_num_threads(1)
     config = make_config("on_policy", model=model, boxed_format=True, max_completion_length=128, **values)
-    by_level = {
-        level: list(_answers(config, level, problems, samples, temperature)) for level in dict.fromkeys(difficulties)
-    }
+    tokenizer = load_tokenizer(model)
+    ends = eos_ids(model, tokenizer)
+    sampler = make_sampler(load_model(model, device="cpu").eval(), tokenizer, config, ends, 0)
+    reward = make_reward(config.reward)
+
+    def answers(level: int) -> list[list[dict[str, float]]]:
+        """Of each problem its answers: whether right, whether with two steps or more, whether boxed, the length."""
+        window = config.data.max_completion_length
+        made = tinyworld.make_problems(tinyworld.IN_DISTRIBUTION, "eval", problems, difficulties=(level,))
+        tokenized, _ = tokenize_problems(made, tokenizer, max_prompt_length=64, max_completion_length=window)
+        questions = [ask.Question(problem, samples, i) for i, problem in enumerate(tokenized)]
+        params = SamplingParams(window, temperature, seed=level)
+        judged = reward.batch()
+        given = list(ask.ask(sampler, tokenizer, questions, params, ends=ends))
+        for place, _, answer in given:
+            judged.add(tokenized[place].problem, tokenized[place].prompt_text, answer.text)
+        found: dict[int, list[dict[str, float]]] = defaultdict(list)
+        for (place, _, answer), score in zip(given, judged.finish(), strict=True):
+            facts = {"steps": answer.text.count("=") >= 2, "boxed": answer.boxed, "length": answer.tokens}
+            found[place].append({"right": score, **facts})
+        return list(found.values())
+
+    try:
+        by_level = {level: answers(level) for level in dict.fromkeys(difficulties)}
+    finally:
+        reward.close()
     facts = {"model": model, "temperature": temperature, "samples": samples}
     rows = [{**facts, "difficulty": str(level), **_row(found, samples)} for level, found in by_level.items()]
     together = [problem for found in by_level.values() for problem in found]
@@ -62,39 +92,6 @@ def _row(problems: Sequence[list[dict[str, float]]], samples: int) -> dict[str, 
         "beyond": mean([r == 0 for r in right]),
         **{name: mean([answer[name] for answer in answers]) for name in ("steps", "boxed", "length")},
     }
-
-
-def _answers(
-    config: Config, level: int, problems: int, samples: int, temperature: float
-) -> Iterator[list[dict[str, float]]]:
-    """Of each problem its answers: whether right, whether with two steps or more, whether boxed, and the length."""
-    from ..data.tokenization import tokenize_problems
-    from ..evaluation import ask
-    from ..evaluation.rewards import make_reward
-    from ..model.loading import eos_ids, load_model, load_tokenizer
-    from ..sampling.make import make_sampler
-    from ..sampling.protocol import SamplingParams
-
-    tokenizer = load_tokenizer(config.model)
-    ends = eos_ids(config.model, tokenizer)
-    sampler = make_sampler(load_model(config.model, device="cpu").eval(), tokenizer, config, ends, 0)
-    reward = make_reward(config.reward)
-    window = config.data.max_completion_length
-    made = tinyworld.make_problems(tinyworld.IN_DISTRIBUTION, "eval", problems, difficulties=(level,))
-    tokenized, _ = tokenize_problems(made, tokenizer, max_prompt_length=64, max_completion_length=window)
-    questions = [ask.Question(problem, samples, i) for i, problem in enumerate(tokenized)]
-    try:
-        judged = reward.batch()
-        given = list(ask.ask(sampler, tokenizer, questions, SamplingParams(window, temperature, seed=level), ends=ends))
-        for place, _, answer in given:
-            judged.add(tokenized[place].problem, tokenized[place].prompt_text, answer.text)
-        found: dict[int, list[dict[str, float]]] = defaultdict(list)
-        for (place, _, answer), score in zip(given, judged.finish(), strict=True):
-            facts = {"steps": answer.text.count("=") >= 2, "boxed": answer.boxed, "length": answer.tokens}
-            found[place].append({"right": score, **facts})
-    finally:
-        reward.close()
-    yield from found.values()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

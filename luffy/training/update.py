@@ -47,12 +47,14 @@ class MiniBatch:
     likelihood_tokens: int = field(init=False)
     tokens: int = field(init=False)
     own_tokens: int = field(init=False)
+    own_rows: int = field(init=False)
 
     def __post_init__(self) -> None:
         active = self.signal.active
         self.likelihood_tokens = int((self.signal.likelihood != 0).sum())
         self.tokens = max(1, int(active.sum()))
         self.own_tokens = max(1, int((active & ~self.signal.foreign).sum()))
+        self.own_rows = max(1, sum(not row.off_policy for row in self.rows))
 
 
 def has_gradient(signal: Signal, method: Method) -> Tensor:
@@ -147,7 +149,8 @@ def loss_terms(
         divergence = (gap.exp() - gap - 1).sum() / mini.own_tokens  # the estimator of Schulman's k3
         terms["kl"] = method.beta * divergence
 
-    metrics.totals({"pg_loss": terms["policy"], "kl": divergence})
+    answers = entropy[own].sum() / mini.own_rows
+    metrics.totals({"pg_loss": terms["policy"], "kl": divergence, "entropy/answer": answers})
     metrics.means(loss_metrics(losses, logp[part], old[part], foreign[part]))
     moved, mismatch = (logp - old)[own].abs(), (logp - sampler)[own].abs()
     metrics.means(
@@ -157,7 +160,6 @@ def loss_terms(
             "entropy": entropy,
             "entropy/on": entropy[own],
             "entropy/off": entropy[foreign],
-            "entropy/answer": _per_row(entropy[own], signal.rows[own]),
             "old_logp_gap/mean": moved,
             "sampler_gap/mean": mismatch,
             "sampler_gap/above": mismatch > GAP_BOUND,
@@ -166,9 +168,3 @@ def loss_terms(
     )
     metrics.maxima({"old_logp_gap/max": moved, "sampler_gap/max": mismatch})
     return terms
-
-
-def _per_row(values: Tensor, rows: Tensor) -> Tensor:
-    """(rows,): the sum of the values of each row. rows: the row of each value."""
-    found, place = rows.unique(return_inverse=True)
-    return torch.zeros(len(found), dtype=values.dtype, device=values.device).index_add(0, place, values.detach())
