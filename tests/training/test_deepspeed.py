@@ -26,6 +26,9 @@ PREFIX = dict(
     prefix_strategy="random", prefix_min=0.3, prefix_max=0.8, num_off_policy=2, trace_share=0.8, loss_type="dapo",
     num_iterations=2, beta=0.01,
 )  # fmt: skip
+# In five steps of Adam at these learning rates a weight moves up to 1e-3 or more; where its gradient is near zero, the
+# order of summation decides the direction of a part of that.
+SAME_WEIGHT = 5e-5
 ALONE = dict(rollout_batch_size=2, mini_batch_size=1, logits_chunk_size=16)
 STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES]
@@ -103,7 +106,7 @@ def test_same_numbers_as_the_torch_engine(folder, by_torch, ranks, stage, offloa
     run = RunDirectory(folder / f"z{stage}{'o' * offload}-{ranks}")
     metrics, weight = differences(by_torch["luffy"], run)
     assert max(metrics.values()) < 1e-4, metrics
-    assert weight < 2e-5
+    assert weight < SAME_WEIGHT
     assert json.loads((run.path / "manifest.json").read_text())["ranks"] == ranks
 
 
@@ -111,13 +114,13 @@ def test_same_numbers_as_the_torch_engine(folder, by_torch, ranks, stage, offloa
 def test_a_rank_without_micro_batches(folder, by_torch, stage):
     """Mini-batches of one sequence, which the second rank has no part of."""
     metrics, weight = differences(by_torch["alone"], RunDirectory(folder / f"alone-z{stage}"))
-    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+    assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
 
 
 def test_rows_that_go_forward_only(folder, by_torch):
     """Without an entropy bonus those of groups without spread: a forward pass after the last backward one."""
     metrics, weight = differences(by_torch["quiet"], RunDirectory(folder / "quiet"))
-    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+    assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
     assert any(row["groups/all_wrong"] + row["groups/all_right"] > 0 for row in by_torch["quiet"].metrics())
 
 
@@ -125,13 +128,13 @@ def test_rows_that_go_forward_only(folder, by_torch):
 def test_chunks_of_logits_whose_number_differs_between_ranks(folder, by_torch, name):
     """ZeRO 3 gathers the head's weight for every call of the head, which all ranks must make equally often."""
     metrics, weight = differences(by_torch["luffy"], RunDirectory(folder / name))
-    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+    assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
 
 
 def test_rows_that_begin_in_a_trace(folder, by_torch):
     """Two ranks: prefixes, another denominator, a KL term and two passes over the rows, as in one process."""
     metrics, weight = differences(by_torch["prefix"], RunDirectory(folder / "prefix"))
-    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+    assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
     assert all(row["groups/prefix_share"] > 0 for row in by_torch["prefix"].metrics())
 
 
@@ -142,7 +145,7 @@ def test_every_micro_batch_counts_in_supervised_training(folder, by_torch, offlo
     lengths = [row["total/trained_tokens"] for row in run.metrics()]
     assert lengths[0] > 2 * 256  # several micro-batches in each rank
     metrics, weight = differences(by_torch["sft"], run)
-    assert max(metrics.values()) < 1e-4 and weight < 2e-5
+    assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -204,7 +207,7 @@ def test_resumes_exactly_and_with_another_number_of_ranks(folder, tmp_path):
         assert max(metrics.values()) == weight == 0.0, path
     for path in (*fewer, *more):
         metrics, weight = differences(RunDirectory(folder / path.name.split("-by")[0]), RunDirectory(path))
-        assert max(metrics.values()) < 1e-4 and weight < 2e-5, path
+        assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT, path
 
 
 def test_missing_optimiser_state_is_an_error(folder, tmp_path):
