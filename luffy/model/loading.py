@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,7 @@ from ..config import TINY
 from ..data import hub
 from ..data.templates import turn_end
 from ..errors import ConfigError
-from . import bases
+from . import adapters, bases
 from .logprobs import prepare
 
 if TYPE_CHECKING:
@@ -43,17 +43,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def model_path(source: str | Path) -> str:
-    """A folder or hub name: the embedded model's for "tiny", and those of bases.py, which are made if need be."""
+    """A folder or hub name: the embedded model's for "tiny", those of bases.py, which are made if need be, and the
+    model's of an adapter."""
     if source == TINY:
         return str(TINY_MODEL)
+    if adapters.is_adapter(source):
+        return model_path(adapters.base_of(source))
     base = bases.parse(str(source))
     return str(bases.locate(base)) if base else hub.expanded(source)
-
-
-def _refuse_adapter(source: str | Path) -> None:
-    folder = Path(model_path(source))
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ConfigError(f"{source} holds an adapter (LoRA), not a model: merge it into its base model and save that")
 
 
 def _no_model(source: str | Path, error: Exception) -> ConfigError:
@@ -66,7 +63,6 @@ def load_settings(source: str | Path) -> PreTrainedConfig:
     """The model's configuration. Raises ConfigError if there is no such model, or none that transformers knows."""
     from transformers import AutoConfig
 
-    _refuse_adapter(source)
     try:
         return AutoConfig.from_pretrained(hub.locate(model_path(source)))
     except (OSError, ValueError) as error:
@@ -79,8 +75,10 @@ def load_model(
     device: str = "auto",
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
+    load_in_4bit: bool = False,
 ) -> PreTrainedModel:
-    """The causal language model "tiny", in a folder, or of a hub name, on its device, without dropout.
+    """The causal language model "tiny", in a folder, or of a hub name, on its device, without dropout; a folder with an
+    adapter stands for its model with the adapter's changes.
 
     Raises ConfigError if the weights are missing or damaged, or the model is none of those that `prepare` accepts.
     """
@@ -92,11 +90,24 @@ def load_model(
     for name in DROPOUTS:  # the ratio of old and new policy must not depend on a mask drawn in between
         if hasattr(settings, name):
             setattr(settings, name, 0.0)
+    more: dict[str, Any] = {}
+    if load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        quantized = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+        more = {"quantization_config": quantized, "device_map": {"": pick_device(device)}}
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, config=settings, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=settings, dtype=dtype, attn_implementation="sdpa", **more
+        )
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
-    torch.nn.Module.to(model, pick_device(device))
+    if not load_in_4bit:
+        torch.nn.Module.to(model, pick_device(device))
+    if adapters.is_adapter(source):
+        adapters.attach(model, Path(source))
     try:
         prepare(model)
     except ValueError as error:
@@ -110,9 +121,9 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, as in `load_model`. Raises ConfigError if there is no such model, or it has no EOS."""
     from transformers import AutoTokenizer
 
-    _refuse_adapter(source)
+    folder = str(source) if adapters.is_adapter(source) else model_path(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(hub.locate(model_path(source)))
+        tokenizer = AutoTokenizer.from_pretrained(hub.locate(folder))
     except (OSError, ValueError) as error:
         raise _no_model(source, error) from error
     if tokenizer.eos_token_id is None:

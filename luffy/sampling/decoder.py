@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers.cache_utils import Cache, DynamicLayer
 
+from ..model.adapters import merged
 from ..model.logprobs import rope_type
 
 if TYPE_CHECKING:
@@ -68,11 +69,12 @@ class FusedDecoder:
         cos, sin = trunk.rotary_emb(mask, torch.arange(width, device=model.device)[None])
         first, second = sin[0].chunk(2, -1)
         self.cos, self.sin = cos[0, :, None], torch.cat([-first, second], -1)[:, None]  # (W, 1, D)
-        self.joined = []
+        self.joined, self.outputs = [], []
         for layer in trunk.layers:
             attention, mlp = layer.self_attn, layer.mlp
             qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
             self.joined.append((qkv, _joined(mlp.gate_proj, mlp.up_proj)))
+            self.outputs.append((merged(attention.o_proj), merged(mlp.down_proj)))  # (no copies without adapters)
 
     def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         trunk, rotated = self.trunk, self.heads + self.kv_heads
@@ -80,7 +82,8 @@ class FusedDecoder:
         cos, sin = self.cos[positions], self.sin[positions]
         dim = cos.shape[-1]
         mask = self.mask.flatten(0, 1)[:, None, : self.length + 1]
-        for layer, cache, (qkv, gates) in zip(trunk.layers, self.caches, self.joined, strict=True):
+        parts = zip(trunk.layers, self.caches, self.joined, self.outputs, strict=True)
+        for layer, cache, (qkv, gates), (out, down) in parts:
             attention, mlp = layer.self_attn, layer.mlp
             states = linear(_norm(layer.input_layernorm, hidden), *qkv).unflatten(1, (-1, dim))
             turning = states[:, :rotated]
@@ -93,9 +96,9 @@ class FusedDecoder:
             # query heads that share a key are the rows of one product
             queries = states[:, : self.heads].unflatten(1, (self.kv_heads, -1)).flatten(0, 1)
             seen = _attend(queries, keys, values, mask, attention.scaling)
-            hidden = _add(hidden, attention.o_proj, seen.view(len(hidden), -1))
+            hidden = _add(hidden, out, attention.o_proj.bias, seen.view(len(hidden), -1))
             gate, up = linear(_norm(layer.post_attention_layernorm, hidden), *gates).chunk(2, -1)
-            hidden = _add(hidden, mlp.down_proj, mlp.act_fn(gate).mul_(up))
+            hidden = _add(hidden, down, mlp.down_proj.bias, mlp.act_fn(gate).mul_(up))
         self.length += 1
         return _norm(trunk.norm, hidden)
 
@@ -121,14 +124,14 @@ def _norm(layer: Any, states: Tensor) -> Tensor:
 def _joined(*layers: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the linear layer that has the outputs of these one behind another."""
     biased = layers[0].bias is not None
-    return torch.cat([layer.weight for layer in layers]), torch.cat([la.bias for la in layers]) if biased else None
+    return torch.cat([merged(layer) for layer in layers]), torch.cat([la.bias for la in layers]) if biased else None
 
 
-def _add(hidden: Tensor, layer: Any, states: Tensor) -> Tensor:
-    """hidden + layer(states) of a linear layer."""
-    if layer.bias is not None:
-        hidden = hidden + layer.bias
-    return torch.addmm(hidden, states, layer.weight.T)
+def _add(hidden: Tensor, weight: Tensor, bias: Tensor | None, states: Tensor) -> Tensor:
+    """hidden + the output of a linear layer."""
+    if bias is not None:
+        hidden = hidden + bias
+    return torch.addmm(hidden, states, weight.T)
 
 
 class _RoomyLayer(DynamicLayer):

@@ -26,16 +26,20 @@ class TransformersSampler:
 
     The batch shares one prefill per distinct prompt, and rows that have finished are dropped. `max_rows` bounds how
     many completions are in the cache at once. The model, one that `prepare` (model/logprobs.py) has accepted, is used
-    in the weights it has at the time of the call. Raises ValueError for another.
+    in the weights it has at the time of the call; copied: it is a copy of the policy, which `load_weights` renews.
+    Raises ValueError for another.
     """
 
-    def __init__(self, model: PreTrainedModel, *, eos_ids: Sequence[int], pad_id: int, max_rows: int = 512) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, eos_ids: Sequence[int], pad_id: int, max_rows: int = 512, copied: bool = False
+    ) -> None:
         if not isinstance(model.get_output_embeddings(), Head):
             raise ValueError(f"this {type(model).__name__} is not prepared for sampling: see model.logprobs.prepare")
         self.model = model
         self.eos_ids = frozenset(eos_ids)
         self.pad_id = pad_id
         self.max_rows = max_rows
+        self.copied = copied
 
     def sample(self, requests: Sequence[SamplingRequest], params: SamplingParams) -> Iterator[tuple[int, Rollout]]:
         # Rows of one prompt stay together, so that they share a prefill; similar lengths mean little padding.
@@ -49,9 +53,9 @@ class TransformersSampler:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        own = dict(self.model.named_parameters())
-        for name, tensor in weights:
-            if own[name].data_ptr() != tensor.data_ptr():  # it may well be the policy's own model
+        if self.copied:
+            own = dict(self.model.named_parameters())
+            for name, tensor in weights:
                 own[name].copy_(tensor)
 
     def sleep(self) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..config import Config
+from ..errors import ConfigError
+from ..model import adapters
 from ..model.loading import model_path
 from .local import TransformersSampler
 from .protocol import Sampler
@@ -14,43 +17,72 @@ from .protocol import Sampler
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..training.ranks import Ranks
+
 
 def make_sampler(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
     ends: Sequence[int],
-    place: int | None,
+    ranks: Ranks,
 ) -> Sampler:
-    """The sampler of a rank; called before the engine shards the model.
+    """The sampler of a rank; called by all of them, before the engine shards the model.
 
-    ends: the tokens that end a completion. place: which of the ranks that sample it is, None if it does not (its
-    sampler is then never asked for anything).
+    ends: the tokens that end a completion. Raises ConfigError, SamplerError.
     """
     options = config.sampling
-    if options.sampler == "vllm" and place is not None:
+    window = config.data.max_prompt_length + config.data.max_completion_length
+    if options.sampler == "vllm" and options.vllm_servers:
+        from .servers import ServerSampler
+
+        return ServerSampler(
+            options.vllm_servers,
+            model,
+            eos_ids=ends,
+            max_model_len=window,
+            sends=ranks.first,
+            rows=options.sampler_rows,
+            timeout_s=options.sampler_timeout,
+        )
+    if options.sampler == "vllm":
+        for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+            if model.device.type == "cuda" and "expandable_segments:True" in os.environ.get(name, ""):
+                raise ConfigError(
+                    f"{name} has expandable_segments:True: such memory can be neither shared with vLLM's process nor "
+                    "put to sleep; unset it, or generate on servers (vllm_servers)"
+                )
+        from .tensor_parallel import TensorParallelSampler
         from .vllm_sampler import VLLMOptions, VLLMSampler
 
+        together = options.vllm_tensor_parallel_size
         settings = VLLMOptions(
             model=model_path(config.model),
             eos_ids=tuple(ends),
-            max_model_len=config.data.max_prompt_length + config.data.max_completion_length,
+            max_model_len=window,
             dtype=config.engine.precision,
             device=model.device.type,
             gpu=model.device.index or 0,
             gpu_memory=options.vllm_gpu_memory_utilization,
             cache_mb=options.vllm_cache_mb,
             max_rows=options.sampler_rows,
+            tensor_parallel_size=together,
+            tensor_parallel_rank=ranks.rank % together,
         )
-        address = options.vllm_servers[place] if options.vllm_servers else None
-        sampler = VLLMSampler(settings, timeout_s=options.sampler_timeout, address=address)
+        timeout = options.sampler_timeout
+        sampler: Sampler
+        if together > 1:
+            sampler = TensorParallelSampler(settings, ranks.neighbours(together), timeout_s=timeout)
+        else:
+            sampler = VLLMSampler(settings, timeout_s=timeout)
         sampler.sleep()
         return sampler
     # A model whose weights are sharded cannot be sampled from: a copy, which gets the weights before every step.
-    copied = config.engine.engine == "deepspeed" and config.engine.zero_stage == 3 and place is not None
+    copied = config.engine.engine == "deepspeed" and config.engine.zero_stage == 3
     return TransformersSampler(
-        copy.deepcopy(model) if copied else model,
+        adapters.removed(copy.deepcopy(model)) if copied else model,
         eos_ids=ends,
         pad_id=tokenizer.pad_token_id,
         max_rows=options.sampler_rows,
+        copied=copied,
     )

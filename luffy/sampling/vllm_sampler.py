@@ -1,9 +1,8 @@
-"""The Sampler protocol on vLLM, in a process of its own that can be killed.
+"""The Sampler protocol on vLLM, in a child process on the trainer's device, which can be killed.
 
-The process is a child on the trainer's device, which sleeps while the policy is updated, or a server elsewhere. Its
-weights are the trainer's: `load_weights` sends them, from memory to memory, and every answer says how many loads it
-was made with, so that a sampler that has missed one is an error. All completions of a step go in one call, and vLLM
-batches them as they come and go; each has its own seed.
+The child sleeps while the policy is updated. Its weights are the trainer's: `load_weights` sends them, from memory to
+memory, and every answer says how many loads it was made with, so that a sampler that has missed one is an error. All
+completions of a step go in one call, and vLLM batches them as they come and go; each has its own seed.
 """
 
 from __future__ import annotations
@@ -12,74 +11,64 @@ import hashlib
 import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge  # type: ignore[attr-defined]
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
+import torch
 from torch import Tensor
 
 from ..errors import SamplerError
 from .protocol import Rollout, SamplingParams, SamplingRequest
-from .vllm_worker import JOIN_TIMEOUT, VLLMOptions, WeightGroup, pack_tensor, receive, send, set_timeout
+from .staging import Staging
+from .vllm_worker import VLLMOptions, receive, send
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 1800.0  # a large model on a slow disk
-CONNECT_TIMEOUT_S = 60.0
+# What a launcher says about this process among the ranks, which vLLM would take for its own place.
+LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class VLLMSampler:
     """Samples with vLLM. Options as in VLLMOptions; timeout_s: how long the process may say nothing while it works.
 
-    address: "host:port" of a server started with `luffy serve`, whose key is in LUFFY_SERVE_KEY; None: a child.
-    Raises SamplerError if it cannot be had.
+    meet: with tensor parallelism, a port at which the children of a group find each other, the same for all its
+    members; called at every start, by all of them together. Raises SamplerError if vLLM does not start.
     """
 
-    def __init__(self, options: VLLMOptions, *, timeout_s: float = 600.0, address: str | None = None) -> None:
+    def __init__(self, options: VLLMOptions, *, timeout_s: float = 600.0, meet: Callable[[], int] = lambda: 0) -> None:
         self.options = options
         self.timeout_s = timeout_s
-        self.address = address
+        self.meet = meet
         self.child: subprocess.Popen[bytes] | None = None
-        self.group: WeightGroup | None = None
         self.start()
 
     def start(self) -> None:
-        """Starts the child, or connects to the server; whatever was there before is ended."""
+        """Starts the child; one that was there before is ended."""
         self.close()
-        if self.address is not None:
-            self.connection = _connect(self.address, self.timeout_s)
-        else:
-            ours, theirs = socket.socketpair()
-            set_timeout(ours, socket.SO_SNDTIMEO, self.timeout_s)
-            self.connection = Connection(ours.detach())
-            with theirs:
-                self.child = subprocess.Popen(
-                    [sys.executable, "-m", "luffy.sampling.vllm_worker", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env=_child_environment(self.options.gpu if self.options.device == "cuda" else None),
-                )
-            self._send(self.options)
-        (served,) = self._expect("ready", timeout_s=START_TIMEOUT_S)
-        self.loads = served["loads"]
-        for name in ("eos_ids", "max_model_len", "dtype", "device"):
-            wanted = getattr(self.options, name)
-            if served[name] != wanted:
-                self.close()
-                raise SamplerError(f"the server at {self.address} has {name} {served[name]}, not {wanted}")
-        if self.address is not None:
-            self._send("join")
-            try:
-                store = dist.TCPStore(self.address.rpartition(":")[0], served["store"], timeout=JOIN_TIMEOUT)
-                self.group = WeightGroup(store, 0, self.options.device)
-            except RuntimeError as error:
-                raise SamplerError(f"no way for weights to the server at {self.address}: {error}") from error
+        port = self.meet()
+        gpu = self.options.gpu if self.options.device == "cuda" else None
+        ours, theirs = socket.socketpair()
+        set_timeout(ours, self.timeout_s)
+        self.connection = Connection(ours.detach())
+        self.staging = Staging(torch.device("cpu" if gpu is None else f"cuda:{gpu}"))
+        with theirs:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "luffy.sampling.vllm_worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=child_environment(self.options, port),
+            )
+        self._send(self.options, self.staging.handle)
+        self._expect("ready", timeout_s=START_TIMEOUT_S)
+        self.loads = 0
 
     def restart(self) -> None:
         """A new process in the place of one that failed; it has no weights of the policy yet."""
@@ -91,18 +80,17 @@ class VLLMSampler:
         try:
             self._send("weights")
             for name, tensor in weights:
-                if self.group is None:
-                    self._send(name, pack_tensor(tensor))
-                else:
-                    self._send(name, tuple(tensor.shape), tensor.dtype)
-                    self.group.send(tensor.contiguous())
-                self._expect("ok")  # the tensor does not outlive the next one
+                self._send(name, tuple(tensor.shape), tensor.dtype)
+                for part in self.staging.parts(tensor.contiguous()):
+                    self.staging.write(part)
+                    self._send("written")
+                    self._expect("ok")
             self._send(None)
             (loads,) = self._expect("loaded")
-        except RuntimeError as error:  # a SamplerError, or the group's, whose other end is gone
+        except SamplerError:
             for _ in weights:  # other ranks may be waiting for this one to go through them
                 pass
-            raise SamplerError(str(error)) from error
+            raise
         self.loads += 1
         if loads != self.loads:
             raise SamplerError(f"the sampler has loaded weights {loads} times, not {self.loads}")
@@ -138,10 +126,10 @@ class VLLMSampler:
                 yield i, Rollout(tokens, known, truncated=reason == "length")
 
     def close(self) -> None:
-        """Ends the child, or the connection."""
-        if hasattr(self, "connection"):
-            self.connection.close()
+        """Ends the child."""
         if self.child is not None:
+            self.connection.close()
+            self.staging.close()
             self.child.kill()
             self.child.wait()
             self.child = None
@@ -172,8 +160,7 @@ class VLLMSampler:
         return message
 
     def _end(self) -> str:
-        if self.child is None:
-            return f"the server at {self.address} has closed the connection"
+        assert self.child is not None
         try:
             return f"exit code {self.child.wait(timeout=10)}"
         except subprocess.TimeoutExpired:
@@ -186,31 +173,30 @@ def request_seed(params: SamplingParams, request: SamplingRequest) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1
 
 
-def _connect(address: str, timeout_s: float) -> Connection:
-    """Raises SamplerError if there is no server, it is busy with another trainer, or the key is another."""
-    host, _, port = address.rpartition(":")
-    key = os.environ.get("LUFFY_SERVE_KEY", "").encode()
-    try:
-        opened = socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S)
-        opened.settimeout(None)
-        set_timeout(opened, socket.SO_SNDTIMEO, timeout_s)
-        connection = Connection(opened.detach())
-        if not connection.poll(CONNECT_TIMEOUT_S):
-            raise TimeoutError("it is busy with another trainer")
-        answer_challenge(connection, key)
-        deliver_challenge(connection, key)
-    except (OSError, ValueError, EOFError, AuthenticationError) as error:
-        raise SamplerError(f"no vLLM server at {address}: {error or type(error).__name__}") from error
-    return connection
-
-
-def _child_environment(gpu: int | None) -> dict[str, str]:
-    """This process's environment without its place among the ranks, which vLLM would take for its own, and with one of
-    the GPUs that this process sees."""
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in ranks}
-    environment |= {"TQDM_DISABLE": "1"}
-    if gpu is not None:
+def child_environment(options: VLLMOptions, port: int = 0) -> dict[str, str]:
+    """This process's environment for its child: with the GPUs of its tensor-parallel group, of those that this process
+    sees, its place in that group instead of this process's among the ranks, and a compile cache of its own, which
+    several children would otherwise write at the same time."""
+    size, place = options.tensor_parallel_size, options.tensor_parallel_rank
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHERS and not name.startswith("TORCHELASTIC_")
+    }
+    cache = Path(os.environ.get("VLLM_CACHE_ROOT", "~/.cache/vllm")).expanduser()
+    environment |= {"TQDM_DISABLE": "1", "VLLM_CACHE_ROOT": str(cache / f"rank{os.environ.get('LOCAL_RANK', 0)}")}
+    if options.device == "cuda":
+        first = options.gpu - place
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
+        numbers = visible.split(",") if visible else [str(i) for i in range(first + size)]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(numbers[first : first + size])
+    if size > 1:
+        environment |= {"RANK": str(place), "LOCAL_RANK": str(place), "WORLD_SIZE": str(size)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return environment
+
+
+def set_timeout(opened: socket.socket, seconds: float) -> None:
+    """Has writing to a socket fail after so many seconds. Python's own time-outs would make the descriptor
+    non-blocking, which a Connection does not understand."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), 0))

@@ -1,56 +1,51 @@
-"""The process in which vLLM generates: the trainer's child on the same device, or a server on another.
+"""The process in which vLLM generates: the trainer's child on the same device.
 
 Trainer and worker talk over one connection. What the trainer sends is a tuple of a word and its arguments:
 
     sample    requests and sampling parameters   ->  "rollouts" as they finish, "alive" while tokens come, "done"
-    weights   then tensors, each answered "ok"   ->  "loaded" with the worker's count of loads
+    weights   then names, shapes and data types; ->  "ok" for each part, "loaded" with the worker's count of loads
+              the numbers are in a staging buffer (staging.py)
     sleep                                        ->  "ok": the device's memory is free until the next weights
-    join      (servers only)                     ->  nothing: both go into the group that weights are sent through
 
-and what goes wrong comes back as "error" with the worker's traceback. Messages are pickles, so a connection is only
-made with one's own child or, over the network, with whoever knows the key. A weight goes to a child as a handle to the
-trainer's GPU memory (on a CPU as a copy), to a server through a process group of its own: NCCL, or gloo on CPUs.
-
-`luffy serve --model M --address HOST:PORT` starts a server (see `serve`).
+and what goes wrong comes back as "error" with the worker's traceback. Messages are pickles: the connection is an
+inherited file descriptor, which nobody else has. With tensor parallelism the children of several trainers are one
+engine: each gets the same messages, and whole weights of which vLLM keeps its slice.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
-import socket
-import struct
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from datetime import timedelta
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, answer_challenge, deliver_challenge  # type: ignore[attr-defined]
-from multiprocessing.reduction import ForkingPickler
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from .staging import Staging
 
 if TYPE_CHECKING:
     from vllm import LLM
 
 HEARTBEAT_S = 5.0
-JOIN_TIMEOUT = timedelta(minutes=5)
-CHALLENGE_S = 5.0
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass(frozen=True)
 class VLLMOptions:
     """model: Hugging Face folder or hub name; eos_ids: what ends a completion; max_model_len: prompt and completion.
 
-    dtype: "float32" or "bfloat16". device: "cpu" or "cuda". gpu: which one, of a child. gpu_memory: share of the GPU's
-    memory for weights and cache. cache_mb: size of the key-value cache, 0: what gpu_memory leaves (on a CPU 512).
-    max_rows: completions at once.
+    dtype: "float32" or "bfloat16". device: "cpu" or "cuda". gpu: which one. gpu_memory: share of the GPU's memory for
+    weights and cache. cache_mb: size of the key-value cache, 0: what gpu_memory leaves (on a CPU 512). max_rows:
+    completions at once. tensor_parallel_size: children that are one engine; tensor_parallel_rank: this one's place.
     """
 
     model: str
@@ -62,6 +57,8 @@ class VLLMOptions:
     gpu_memory: float = 0.4
     cache_mb: int = 0
     max_rows: int = 512
+    tensor_parallel_size: int = 1
+    tensor_parallel_rank: int = 0
 
 
 def send(connection: Connection, *message: Any) -> None:
@@ -70,39 +67,6 @@ def send(connection: Connection, *message: Any) -> None:
 
 def receive(connection: Connection) -> tuple[Any, ...]:
     return pickle.loads(connection.recv_bytes())
-
-
-def pack_tensor(tensor: Tensor) -> bytes:
-    """A weight as a message to a process on the same device."""
-    if tensor.is_cuda:
-        return bytes(ForkingPickler.dumps(torch.multiprocessing.reductions.reduce_tensor(tensor)))
-    return pickle.dumps(tensor.clone())  # of a view, its whole storage would be pickled
-
-
-def unpack_tensor(data: bytes) -> Tensor:
-    value = pickle.loads(data)
-    if isinstance(value, Tensor):
-        return value
-    rebuild, arguments = value
-    # The sender's number of the GPU (the seventh argument), where this process sees one GPU only.
-    return rebuild(*arguments[:6], torch.cuda.current_device(), *arguments[7:])
-
-
-class WeightGroup:
-    """A trainer (rank 0) and a server (rank 1) between which tensors go, beside whatever groups either is in."""
-
-    def __init__(self, store: dist.Store, rank: int, device: str) -> None:
-        if device == "cuda":
-            self.group: Any = dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options())
-        else:
-            self.group = dist.ProcessGroupGloo(store, rank, 2, JOIN_TIMEOUT)
-
-    def send(self, tensor: Tensor) -> Tensor:
-        """Fills the server's tensor with the trainer's."""
-        options = dist.BroadcastOptions()
-        options.rootRank = 0
-        self.group.broadcast([tensor], options).wait()
-        return tensor
 
 
 def start_engine(options: VLLMOptions) -> LLM:
@@ -125,20 +89,20 @@ def start_engine(options: VLLMOptions) -> LLM:
         enable_sleep_mode=not on_cpu,
         enforce_eager=on_cpu,
         logprobs_mode="processed_logprobs",  # of the distribution that is sampled from: after temperature and top_p
-        distributed_executor_backend="uni",
+        tensor_parallel_size=options.tensor_parallel_size,
+        distributed_executor_backend="external_launcher" if options.tensor_parallel_size > 1 else "uni",
         disable_log_stats=True,
         **more,
     )
 
 
 class Worker:
-    """One vLLM engine that answers one trainer at a time."""
+    """One vLLM engine, or one of several that are one, that answers its trainer. staging: handle of the buffer."""
 
-    def __init__(self, options: VLLMOptions) -> None:
+    def __init__(self, options: VLLMOptions, staging: bytes) -> None:
         self.options = options
         self.llm = start_engine(options)
-        self.store: dist.TCPStore | None = None
-        self.group: WeightGroup | None = None
+        self.staging = Staging.opened(staging)
         self.loads = 0
         self.asleep = False
 
@@ -163,36 +127,26 @@ class Worker:
     ) -> None:
         """prompts: token ids, seed and window of each completion; parameters: those of vLLM's SamplingParams."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         engine = self.llm.llm_engine
         for i, (ids, seed, window) in enumerate(prompts):
             settings = SamplingParams(
                 **parameters, seed=seed, max_tokens=window, logprobs=0, flat_logprobs=True, detokenize=False,
-                ignore_eos=True, stop_token_ids=list(self.options.eos_ids),
+                ignore_eos=True, stop_token_ids=list(self.options.eos_ids), output_kind=RequestOutputKind.FINAL_ONLY,
             )  # fmt: skip
             engine.add_request(str(i), {"prompt_token_ids": ids}, settings)
         spoken = time.monotonic()
-        open_ids = {str(i) for i in range(len(prompts))}
-        try:
-            while engine.has_unfinished_requests():
-                outputs = engine.step()
-                finished = []
-                for output in outputs:
-                    if output.finished:
-                        open_ids.discard(output.request_id)
-                        completion = output.outputs[0]
-                        logprobs = list(completion.logprobs.logprobs)
-                        row = int(output.request_id), list(completion.token_ids), logprobs, completion.finish_reason
-                        finished.append(row)
-                if finished:
-                    send(connection, "rollouts", finished)
-                    spoken = time.monotonic()
-                elif outputs and time.monotonic() - spoken > HEARTBEAT_S:
-                    send(connection, "alive")
-                    spoken = time.monotonic()
-        finally:
-            if open_ids:  # the next trainer must not get what this one has asked for
-                engine.abort_request(sorted(open_ids))
+        while engine.has_unfinished_requests():
+            finished = []
+            for output in engine.step():
+                completion = output.outputs[0]
+                logprobs = list(completion.logprobs.logprobs)
+                row = int(output.request_id), list(completion.token_ids), logprobs, completion.finish_reason
+                finished.append(row)
+            if finished or time.monotonic() - spoken > HEARTBEAT_S:
+                send(connection, *(("rollouts", finished) if finished else ("alive",)))
+                spoken = time.monotonic()
         send(connection, "done", self.loads)
 
     def weights(self, connection: Connection) -> None:
@@ -202,27 +156,24 @@ class Worker:
             self.llm.wake_up(tags=["weights"])
 
         def incoming() -> Iterator[tuple[str, Tensor]]:
-            while (name := (message := receive(connection))[0]) is not None:
-                if self.group is None:
-                    yield name, unpack_tensor(message[1])
-                else:
-                    shape, dtype = message[1:]
-                    yield name, self.group.send(torch.empty(shape, dtype=dtype, device=self.options.device))
-                send(connection, "ok")
+            while (message := receive(connection)) != (None,):
+                name, shape, dtype = message
+                whole = torch.empty(shape, dtype=dtype, device=self.options.device)
+                for part in self.staging.parts(whole):
+                    receive(connection)
+                    self.staging.read(part)
+                    send(connection, "ok")
+                yield name, whole
 
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": incoming()})
         if self.options.device == "cpu":
-            self.llm.apply_model(_repack_head)
+            self.llm.apply_model(repack_head)
         if self.asleep:
             self.llm.wake_up(tags=["kv_cache"])
             self.asleep = False
         self.llm.reset_prefix_cache()
         self.loads += 1
         send(connection, "loaded", self.loads)
-
-    def join(self, connection: Connection) -> None:
-        assert self.store is not None
-        self.group = WeightGroup(self.store, 1, self.options.device)
 
     def sleep(self, connection: Connection) -> None:
         if self.options.device != "cpu" and not self.asleep:
@@ -231,7 +182,7 @@ class Worker:
         send(connection, "ok")
 
 
-def _repack_head(model: Any) -> None:
+def repack_head(model: Any) -> None:
     """A head that shares the embedding's weight has a packed copy of it on a CPU, which reloading leaves as it was."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
@@ -239,50 +190,19 @@ def _repack_head(model: Any) -> None:
         dispatch_cpu_unquantized_gemm(model.lm_head, remove_weight=False)
 
 
-def serve(options: VLLMOptions, host: str, port: int, key: bytes) -> None:
-    """Answers trainers that know the key, one after the other, until the process is ended or the engine fails."""
-    worker = Worker(options)
-    with socket.create_server((host, port)) as listener:
-        print(f"vLLM with {options.model} at {host}:{listener.getsockname()[1]}", flush=True)
-        while True:
-            opened, _ = listener.accept()
-            set_timeout(opened, socket.SO_RCVTIMEO, CHALLENGE_S)
-            connection = Connection(os.dup(opened.fileno()))
-            try:
-                deliver_challenge(connection, key)
-                answer_challenge(connection, key)
-            except (AuthenticationError, EOFError, OSError) as error:
-                print(f"a connection was refused: {error}", flush=True)
-                connection.close()
-                continue
-            finally:
-                set_timeout(opened, socket.SO_RCVTIMEO, 0)
-                opened.close()
-            with connection:
-                worker.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-                send(connection, "ready", {**asdict(options), "store": worker.store.port, "loads": worker.loads})
-                worker.answer(connection)
-
-
 def main() -> None:
     """The trainer's child: the connection is an inherited file descriptor, and the options come over it."""
+    if sys.platform == "linux":  # also while it starts, which takes minutes, it must not outlive its trainer
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = Connection(int(sys.argv[1]))
-    (options,) = receive(connection)
+    options, staging = receive(connection)
     try:
-        worker = Worker(options)
+        worker = Worker(options, staging)
     except BaseException:
         send(connection, "error", traceback.format_exc())
         raise
-    send(connection, "ready", {**asdict(options), "store": None, "loads": 0})
+    send(connection, "ready")
     worker.answer(connection)
-
-
-def set_timeout(opened: socket.socket, what: int, seconds: float) -> None:
-    """Has reading from a socket (SO_RCVTIMEO) or writing to it (SO_SNDTIMEO) fail after so many seconds; 0: never.
-
-    Python's own time-outs would make the descriptor non-blocking, which a Connection does not understand.
-    """
-    opened.setsockopt(socket.SOL_SOCKET, what, struct.pack("ll", int(seconds), 0))
 
 
 if __name__ == "__main__":

@@ -21,15 +21,17 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import ConfigError, NonFiniteError, RunError
+from ..model import adapters
 from ..model.logprobs import token_logprobs
 from ..model.packing import MicroBatch, deal
 from .engine import adamw, learning_rate
-from .ranks import Ranks
+from .ranks import Ranks, wait_alike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUCKET_BYTES = 1 << 30  # of parameters that are whole at once when a sharded model is read
+Weight = tuple[str, list[nn.Parameter], Any]  # as adapters.whole has them
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STATE = "optimizer"  # a folder of its own: whatever loads the model may take every .safetensors beside it
 
@@ -59,7 +61,9 @@ def settings(config: Config) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.update.max_grad_norm,
         "bf16": {"enabled": config.engine.precision == "bfloat16"},
-        "data_types": {"grad_accum_dtype": "fp32"},  # many small micro-batches would vanish in bfloat16
+        # many small micro-batches, or ranks, would vanish in bfloat16
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_optimization": {
             "stage": config.engine.zero_stage,
             "overlap_comm": False,
@@ -93,11 +97,12 @@ class DeepSpeedEngine:
         self.ranks = ranks
         self.total_updates = total_updates
         self.updates = 0
-        self.names = [name for name, _ in model.named_parameters()]
+        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         optimizer = adamw(model, config, fused=config.engine.offload_optimizer)
         self.engine, *_ = deepspeed.initialize(
             model=Policy(model, config), optimizer=optimizer, config=settings(config), dist_init_required=False
         )
+        wait_alike()
 
     def token_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of a micro-batch's tokens, as `token_logprobs`; all ranks must call it."""
@@ -126,13 +131,11 @@ class DeepSpeedEngine:
         only hold until the next is asked for. All ranks must iterate to the end."""
         from deepspeed import zero
 
-        named = list(self.model.named_parameters())
-        for bucket in _buckets(named, BUCKET_BYTES):
-            with zero.GatheredParameters(
-                [parameter for _, parameter in bucket], enabled=self.config.engine.zero_stage == 3
-            ):
-                for name, parameter in bucket:
-                    yield name, parameter.detach()
+        for bucket in _buckets(list(adapters.whole(self.model)), BUCKET_BYTES):
+            parts = [parameter for _, parameters, _ in bucket for parameter in parameters]
+            with zero.GatheredParameters(parts, enabled=self.config.engine.zero_stage == 3):
+                for name, _, make in bucket:
+                    yield name, make()
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the model in Hugging Face layout with its tokenizer (first rank), and every rank its share of the
@@ -156,9 +159,18 @@ class DeepSpeedEngine:
 
     def save_model(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a consolidated Hugging Face folder. All ranks must call it."""
-        state = {name: tensor.cpu().clone() for name, tensor in self.weights() if self.ranks.first}
+        if self.config.engine.lora_r:
+            from deepspeed import zero
+
+            trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+            with zero.GatheredParameters(list(trained.values()), enabled=self.config.engine.zero_stage == 3):
+                if self.ranks.first:
+                    adapters.save(self.model, folder, {name: p.detach().clone() for name, p in trained.items()})
+        else:
+            state = {name: tensor.cpu().clone() for name, tensor in self.weights() if self.ranks.first}
+            if self.ranks.first:
+                self.model.save_pretrained(folder, state_dict=state)
         if self.ranks.first:
-            self.model.save_pretrained(folder, state_dict=state)
             tokenizer.save_pretrained(folder)
 
     def load_optimizer(self, folder: Path) -> None:
@@ -186,7 +198,8 @@ class DeepSpeedEngine:
         tensors += getattr(self.engine.optimizer, "fp32_partitioned_groups_flat", [])
         tensors += [value for state in inner.state.values() for value in state.values()]
         for tensor in tensors:
-            if isinstance(tensor, Tensor):
+            # (frozen weights may still be in the file that they were loaded from)
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().resizable():
                 tensor.untyped_storage().resize_(0)
 
     def _create_moments(self) -> None:
@@ -218,15 +231,15 @@ def _numel(parameter: Tensor) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def _buckets(named: list[tuple[str, nn.Parameter]], limit: int) -> list[list[tuple[str, nn.Parameter]]]:
-    """The parameters in order, in runs of at most `limit` bytes, one at least."""
-    buckets: list[list[tuple[str, nn.Parameter]]] = []
+def _buckets(weights: list[Weight], limit: int) -> list[list[Weight]]:
+    """The weights in order, in runs of at most `limit` bytes, one at least."""
+    buckets: list[list[Weight]] = []
     size = 0
-    for name, parameter in named:
-        bytes_ = _numel(parameter) * parameter.element_size()
+    for weight in weights:
+        bytes_ = sum(_numel(parameter) * parameter.element_size() for parameter in weight[1])
         if not buckets or size + bytes_ > limit:
             buckets.append([])
             size = 0
-        buckets[-1].append((name, parameter))
+        buckets[-1].append(weight)
         size += bytes_
     return buckets

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import NonFiniteError
+from ..model import adapters
 from ..model.logprobs import token_logprobs
 from ..model.packing import MicroBatch
 
@@ -38,7 +39,7 @@ def learning_rate(config: Config, update: int, total: int) -> float:
 
 def adamw(model: PreTrainedModel, config: Config, *, fused: bool = False) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.method.learning_rate(config.update.learning_rate),
         betas=(0.9, config.update.adam_beta2),
         eps=config.update.adam_epsilon,
@@ -76,7 +77,8 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Writes the model in Hugging Face layout with its tokenizer, and the optimiser's state."""
+        """Writes the model in Hugging Face layout (of adapters: those, in peft's) with its tokenizer, and the
+        optimiser's state."""
         ...
 
     def load_optimizer(self, folder: Path) -> None:
@@ -124,11 +126,15 @@ class TorchEngine:
         return {"grad_norm": grad_norm, "lr": rate}
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in self.model.named_parameters():
-            yield name, parameter.detach()
+        for name, _, make in adapters.whole(self.model):
+            yield name, make()
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model.save_pretrained(folder)
+        if self.config.engine.lora_r:
+            trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+            adapters.save(self.model, folder, trained)
+        else:
+            self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
 

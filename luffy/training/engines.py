@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config import Config
+from ..model import adapters
 from ..model.loading import load_model
 from .engine import Engine, TorchEngine
 from .ranks import Ranks
@@ -17,15 +18,24 @@ if TYPE_CHECKING:
 
 
 def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
-    """The model in the precision that the engine trains it in."""
+    """The model in the precision that the engine trains it in. source: the base model, or a checkpoint of the run."""
     engine = config.engine
-    half = engine.engine == "deepspeed" and engine.precision == "bfloat16"  # its master weights are float32
-    return load_model(
-        source,
+    # the rest of the weights are float32, whether trained (torch) or beside these ones (deepspeed's master weights)
+    half = engine.precision == "bfloat16" and (engine.engine == "deepspeed" or engine.lora_r > 0)
+    model = load_model(
+        config.model if engine.lora_r else source,
         device=engine.device,
         dtype=torch.bfloat16 if half else torch.float32,
         gradient_checkpointing=engine.gradient_checkpointing,
+        load_in_4bit=engine.load_in_4bit,
     )
+    if engine.lora_r:
+        adapters.add(model, engine, config.model, config.seed)
+        if source != config.model:
+            adapters.load(model, Path(source))
+        if engine.engine == "deepspeed":  # which wants weights of one precision, and has float32 ones besides
+            model.to(model.dtype)
+    return model
 
 
 def make_engine(model: PreTrainedModel, config: Config, updates: int, ranks: Ranks) -> Engine:

@@ -27,11 +27,13 @@ TIMEOUT = timedelta(hours=2)  # the first rank may evaluate, or write a large ch
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: this process among `size`; local_rank: among those of its machine, which is also its GPU's number."""
+    """rank: this process among `size`; local_rank: among those of its machine, which is also its GPU's number. group:
+    torch's group of them, None for all."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -42,7 +44,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         gathered: list[T | None] = [None] * self.size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=self.group)
         return gathered  # type: ignore[return-value]
 
     def broadcast(self, value: T) -> T:
@@ -50,22 +52,38 @@ class Ranks:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box)
+        dist.broadcast_object_list(box, group=self.group, group_src=0)
         return box[0]
 
     def sum(self, values: Tensor) -> Tensor:
         """Adds up a tensor over the ranks, in place."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.group)
         return values
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
-    def mine(self, index: int, samplers: int | None = None) -> bool:
-        """Whether a group, or an evaluation problem, is sampled and verified here. samplers: how many ranks sample."""
-        return index % (samplers or self.size) == self.rank
+    def mine(self, index: int, together: int = 1) -> bool:
+        """Whether a group, or an evaluation problem, is sampled and verified here. together: how many neighbouring
+        ranks have one sampler, which the first of them leads."""
+        return index % (self.size // together) * together == self.rank
+
+    def neighbours(self, size: int) -> Ranks:
+        """This rank among the `size` neighbours that it shares a sampler with. All ranks must call it."""
+        groups = [
+            dist.new_group(range(first, first + size), timeout=TIMEOUT, backend="gloo")
+            for first in range(0, self.size, size)
+        ]
+        return Ranks(self.rank % size, size, self.local_rank, groups[self.rank // size])
+
+
+def wait_alike() -> None:
+    """Gives all groups of this process our time-out: DeepSpeed makes its own with torch's, of minutes, and waits in
+    them while the first rank evaluates or writes."""
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(TIMEOUT, group)
 
 
 def join(config: Config) -> Ranks:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -37,6 +38,7 @@ from ..errors import ConfigError, NonFiniteError, RunError, SamplerError
 from ..evaluation import ask
 from ..evaluation.rewards import make_reward
 from ..methods.rows import Batch, Memory, Row, Signal
+from ..model import adapters
 from ..model.loading import eos_ids, load_tokenizer, pick_device, tune_cpu
 from ..model.packing import MicroBatch, TokenSequence, pack
 from ..runs import RunDirectory, make_manifest
@@ -83,19 +85,19 @@ class Trainer:
         self.model = load_policy(config, found[1] if found else config.model)
         self.clock, self.memory = Clock(), Memory()
         self._check_window()
-        self.samplers = self._count_samplers()
-        place = self.ranks.rank if self.ranks.rank < self.samplers else None
-        sampler = make_sampler(self.model, self.tokenizer, config, self.ends, place)
+        self.together = config.sampling.vllm_tensor_parallel_size
+        self._check_groups()
+        sampler = make_sampler(self.model, self.tokenizer, config, self.ends, self.ranks)
         per_step = config.sampling.rollout_batch_size // config.update.mini_batch_size * config.update.num_iterations
         self.engine = make_engine(self.model, config, config.max_steps * per_step, self.ranks)
-        self.sampler = Restarting(sampler, self.engine.weights, self.ranks, self.clock)
+        self.sampler = Restarting(sampler, self.engine.weights, self.ranks, self.clock, together=self.together)
         self.start_step, self.totals = 0, Counter(prompts=0, generated_tokens=0, trained_tokens=0)
         if found:
             self.start_step, folder = found
             self.load(folder)
         if self.ranks.first:
             run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts}, ranks=self.ranks.size)
-        wanted = config.method.beta and config.method.samples
+        wanted = config.method.beta and config.method.samples and not config.engine.lora_r
         self.reference = load_policy(config, config.model).requires_grad_(False) if wanted else None
         self.reward = make_reward(config.reward)
         self.collector = Collector(
@@ -113,12 +115,13 @@ class Trainer:
                 f"max_prompt_length + max_completion_length is {window}, the model has {positions} positions"
             )
 
-    def _count_samplers(self) -> int:
-        """How many ranks sample: all, or those that have a server. Raises ConfigError if there are more servers."""
-        servers = len(self.config.sampling.vllm_servers)
-        if servers > self.ranks.size:
-            raise ConfigError(f"{servers} vllm_servers for {self.ranks.size} ranks: one each at most")
-        return servers or self.ranks.size
+    def _check_groups(self) -> None:
+        """Raises ConfigError if the ranks of a machine do not divide into groups that have one sampler."""
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
+        if self.ranks.size % self.together or local % self.together:
+            raise ConfigError(
+                f"vllm_tensor_parallel_size {self.together} does not divide the {local} ranks of a machine"
+            )
 
     def __enter__(self) -> Trainer:
         return self
@@ -187,7 +190,7 @@ class Trainer:
         """All rows of a step on every rank, with rewards, by group and place. The policy is not changed."""
         share = [group for group in range(self.config.sampling.rollout_batch_size) if self.here(group)]
         if self.config.method.samples:
-            mine = self.sampler.use(lambda sampler: self.collector.collect(step, sampler, share))
+            mine = self.sampler.use(lambda sampler: self.collector.collect(step, sampler, share), [])
         else:
             mine = self.collector.collect(step, self.sampler.sampler, share)
         rows = sorted((row for rows in self.ranks.gather(mine) for row in rows), key=lambda row: (row.group, row.index))
@@ -212,7 +215,7 @@ class Trainer:
             own = torch.tensor([not row.off_policy for row in part.rows])  # of the others neither is read
             if config.update.recompute_old_logp and number:  # the first one's come with its forward pass
                 part.old_logp = self.logprobs(part.rows, self.engine.token_logprobs, own)
-            if self.reference is not None:
+            if config.method.beta and config.method.samples:
                 part.reference_logp = self.logprobs(part.rows, self.reference_logprobs, own)
         return parts
 
@@ -250,7 +253,7 @@ class Trainer:
 
     def here(self, index: int) -> bool:
         """Whether a group of the step, or an evaluation problem, is sampled and verified on this rank."""
-        return self.ranks.mine(index, self.samplers)
+        return self.ranks.mine(index, self.together)
 
     def pack(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
         """This rank's micro-batches, on the model's device."""
@@ -272,7 +275,9 @@ class Trainer:
         return self.ranks.sum(flat)
 
     def reference_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        assert self.reference is not None
+        if self.reference is None:  # the policy without its adapters
+            with adapters.off(self.model):
+                return self.engine.token_logprobs(batch)
         return model_logprobs(self.reference, batch, self.config)
 
     def save(self, folder: Path, step: int) -> None:

