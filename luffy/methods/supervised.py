@@ -64,6 +64,8 @@ class SFTRL(OnPolicy):
     """Steps of the first stage; 0: as many as of the second."""
     first_stage_num_off_policy: PositiveInt = 1
     """Demonstrations of a problem in a step of the first stage."""
+    first_stage_warmup_steps: Count | None = None
+    """Optimiser steps of warm-up in the first stage; None: warmup_steps."""
     sft_learning_rate: Positive = 1e-3
     """Peak learning rate of the first stage."""
     complement: str = "tinyworld"
@@ -82,7 +84,10 @@ class SFTRL(OnPolicy):
     def stages(self, config: RunConfig) -> list[tuple[str, Any]]:
         sft = SFT(num_off_policy=self.first_stage_num_off_policy, sft_learning_rate=self.sft_learning_rate)
         steps = self.first_stage_steps or config.max_steps
-        first = config.replace(method=sft, max_steps=steps, final_eval_problems=0, **SFT.defaults)
+        values = dict(SFT.defaults)
+        if self.first_stage_warmup_steps is not None:
+            values["warmup_steps"] = self.first_stage_warmup_steps
+        first = config.replace(method=sft, max_steps=steps, final_eval_problems=0, **values)
         shared = {f.name: getattr(self, f.name) for f in fields(OnPolicy)}
         last = config.replace(
             method=OnPolicy(**shared), model=FIRST_STAGE, dataset=self.complement, dataset_split=self.complement_split
