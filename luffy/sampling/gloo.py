@@ -67,7 +67,7 @@ class GlooWorkerEngine(NCCLWeightTransferEngine):
         self.receive_weights(self.parse_update_info(update_info))  # (the inherited one waits for a GPU)
 
     def start_weight_update(self) -> None:
-        """Nothing: the model is not touched before all weights are here: a half-loaded one could not be loaded again."""
+        """Nothing: the model is not touched before all weights are here; half-loaded it could not be loaded again."""
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         received = []

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from datetime import date
 
@@ -359,3 +361,25 @@ def test_completions_are_read_once_before_asking(tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluation, "completions", lambda self: reads.append(1) or inner(self))
     evaluation.run()
     assert len(reads) <= 3  # for what is missing, and twice for grading
+
+
+def test_several_processes_answer_as_one(tmp_path):
+    """`--nproc` shares the problems; answers and tables are those of one process, also of what a process that was
+    ended has left beside."""
+    command = [sys.executable, "-m", "luffy.cli", "evaluate", "--model", "tiny", "--benchmarks", "tinyworld"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = {}
+    for name, more in {"one": ["--limit=6"], "two": ["--limit=3"], "again": ["--limit=6", "--nproc=2"]}.items():
+        folder = tmp_path / ("one" if name == "one" else "two")
+        done = subprocess.run(
+            [*command, *more, "--out-dir", str(folder)], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        (directory,) = folder.glob("tiny-*")
+        lines = [json.loads(line) for line in (directory / "completions.jsonl").read_text().splitlines()]
+        found[name] = sorted(lines, key=lambda line: line["prompt"]), (folder / "table.csv").read_text()
+        if name == "two":  # one answer is still in the file of a process that was ended
+            (directory / "completions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+            (directory / "completions-1.jsonl").write_text(json.dumps(lines[0]) + "\n")
+    assert found["again"] == found["one"] and len(found["one"][0]) == 30
+    assert not list((tmp_path / "two").glob("tiny-*/completions-*.jsonl"))

@@ -1,0 +1,98 @@
+"""Several machines: torch's launcher gets its flags, and a machine that is lost costs the steps since the checkpoint.
+Two launchers on loopback stand for two machines."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import comparable, weights
+
+from luffy.cli import main
+from luffy.runs import RunDirectory
+from luffy.sampling.tensor_parallel import free_port
+
+pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+
+VALUES = dict(
+    engine="deepspeed", steps=8, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48,
+    num_problems=40, eval_steps=0, final_eval_problems=0, save_steps=2, save_total_limit=8,
+)  # fmt: skip
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in VALUES.items()]
+LUFFY = [sys.executable, "-m", "luffy.cli"]
+WAIT_S = 240
+
+
+def test_a_lost_machine_costs_the_steps_since_the_checkpoint(tmp_path):
+    """One of two is killed with its process; the other goes on alone from the last checkpoint, with the numbers of a
+    run that is resumed from there."""
+    run, copy, port = RunDirectory(tmp_path / "run"), tmp_path / "copy", free_port()
+    nodes = ["--nnodes=1:2", f"--rdzv=127.0.0.1:{port}", "--max-restarts=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PET_RDZV_CONF": "last_call_timeout=15,join_timeout=200"}
+    command = [*LUFFY, "train", *FLAGS, *nodes, "--run-dir", str(run.path)]
+    logs = [open(tmp_path / f"{name}.log", "w") for name in ("host", "other")]  # noqa: SIM115
+    host = other = launched(command, logs[0], environment)
+    try:
+        wait_for(lambda: listens(port), host, tmp_path)  # the one where they find each other must stay
+        other = launched(command, logs[1], environment)
+        wait_for(lambda: run.path.joinpath("metrics.jsonl").exists() and len(run.metrics()) >= 3, host, tmp_path)
+        assert json.loads((run.path / "manifest.json").read_text())["ranks"] == 2
+        for process in (host, other):  # the checkpoint that the rest begins from
+            to_all(process, signal.SIGSTOP)
+        shutil.copytree(run.path, copy, symlinks=True)
+        to_all(other, signal.SIGKILL)
+        to_all(host, signal.SIGCONT)
+        assert host.wait(timeout=WAIT_S) == 0, (tmp_path / "host.log").read_text()[-3000:]
+    finally:
+        for process, log in zip((host, other), logs, strict=True):
+            if process.poll() is None:
+                to_all(process, signal.SIGKILL)
+            log.close()
+    assert run.is_complete and [row["step"] for row in run.metrics()] == list(range(1, 9))
+    done = subprocess.run([*LUFFY, "resume", str(copy)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert comparable(run.metrics()) == comparable(RunDirectory(copy).metrics())
+    first, second = weights(run), weights(RunDirectory(copy))
+    assert all(bool((first[name] == second[name]).all()) for name in first)
+
+
+def launched(command, log, environment):
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def to_all(process, sent):
+    """To a launcher and the processes that it has started, each in a session of its own."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [process.pid, *map(int, children)]:
+        os.kill(pid, sent)
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_for(condition, process, folder):
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert process.poll() is None, (folder / "host.log").read_text()[-3000:]
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--nnodes=2"], "several machines need --rdzv"),
+        (["--nnodes=two", "--rdzv=a:1"], "is a number or MIN:MAX"),
+        (["--nproc=2", "--engine=torch"], "need engine deepspeed"),
+    ],
+)
+def test_what_cannot_be_launched(tmp_path, flags, told):
+    with pytest.raises(SystemExit, match=told):
+        main(["train", "--run-dir", str(tmp_path / "run"), "--engine=deepspeed", *flags])
