@@ -203,7 +203,7 @@ class EngineOptions:
     """CPU threads of torch; other values may change the last bits."""
     lora_r: Count = 0
     """Rank of low-rank adapters (LoRA), which are then all that is trained; 0: every weight is."""
-    lora_alpha: Positive = 32
+    lora_alpha: PositiveInt = 32
     """Adapters count lora_alpha / lora_r times."""
     lora_target_modules: tuple[str, ...] = ()
     """Names of the linear layers that have adapters, such as q_proj; none: all but the output head."""

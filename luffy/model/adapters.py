@@ -59,7 +59,7 @@ def add(model: PreTrainedModel, options: EngineOptions, base: str, seed: int) ->
         inject_adapter_in_model(settings, model, NAME)
         for layer in _adapted(model):
             _draw(layer)
-    model.peft_config = {NAME: settings}
+    model.peft_config = {NAME: settings}  # type: ignore[dict-item]
 
 
 def _draw(layer: Any) -> None:
@@ -104,7 +104,7 @@ def attach(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with an adapter's changes in its weights, for good."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    settings = LoraConfig.from_pretrained(folder)
+    settings = LoraConfig.from_pretrained(str(folder))
     settings.lora_dropout = 0.0
     inject_adapter_in_model(settings, model, NAME)
     load(model, folder)

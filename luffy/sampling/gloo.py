@@ -47,7 +47,7 @@ class TrainerMeeting(base.TrainerInitInfo):
     world_size: int
 
 
-def join(info: Meeting | TrainerMeeting, rank: int) -> dist.ProcessGroupGloo:
+def join(info: Meeting | TrainerMeeting, rank: int) -> Any:
     """The group of both sides, beside whatever groups either is in."""
     store = dist.TCPStore(info.master_address, info.master_port, info.world_size, rank == 0, TIMEOUT)
     return dist.ProcessGroupGloo(store, rank, info.world_size, TIMEOUT)
@@ -57,6 +57,7 @@ class GlooWorkerEngine(NCCLWeightTransferEngine):
     """The worker's side."""
 
     init_info_cls = Meeting  # type: ignore[assignment]
+    group: Any = None
 
     def init_transfer_engine(self, init_info: Meeting) -> None:  # type: ignore[override]
         parallel = self.parallel_config
@@ -83,13 +84,14 @@ class GlooWorkerEngine(NCCLWeightTransferEngine):
         repack_head(self.model)
 
     def shutdown(self) -> None:
-        self.group = None  # type: ignore[assignment]
+        self.group = None
 
 
 class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
     """The trainer's side."""
 
     init_info_cls = TrainerMeeting  # type: ignore[assignment]
+    group: Any = None
 
     @classmethod
     def trainer_init(  # type: ignore[override]
@@ -114,7 +116,7 @@ class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
                     work.wait()
 
     def shutdown(self) -> None:
-        self.group = None  # type: ignore[assignment]
+        self.group = None
 
 
 class Extension:

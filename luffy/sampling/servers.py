@@ -91,7 +91,7 @@ class ServerSampler:
         workers = [self._json("GET", url, "get_world_size")["world_size"] for url in self.urls]
         for url in self.urls:
             self._json("POST", url, "abort_requests", json={})
-        where = {"master_address": _own_address(self.urls[0]), "master_port": free_port()}
+        where: dict[str, Any] = {"master_address": _own_address(self.urls[0]), "master_port": free_port()}
         size = 1 + sum(workers)
         if self.cuda:
             info: Any = NCCLTrainerInitInfo(rank=0, world_size=size, **where)

@@ -22,7 +22,8 @@ from .vllm_sampler import VLLMOptions, VLLMSampler
 class Group(Protocol):
     """The ranks that have one engine together (training.ranks.Ranks)."""
 
-    rank: int
+    @property
+    def rank(self) -> int: ...
 
     def broadcast(self, value: Any) -> Any: ...
 

@@ -47,12 +47,13 @@ def measure(
     from ..evaluation.rewards import make_reward
     from ..model.loading import eos_ids, load_model, load_tokenizer
     from ..sampling.make import make_sampler
+    from ..training.ranks import Ranks
 
     torch.set_num_threads(1)
     config = make_config("on_policy", model=model, boxed_format=True, max_completion_length=128, **values)
     tokenizer = load_tokenizer(model)
     ends = eos_ids(model, tokenizer)
-    sampler = make_sampler(load_model(model, device="cpu").eval(), tokenizer, config, ends, 0)
+    sampler = make_sampler(load_model(model, device="cpu").eval(), tokenizer, config, ends, Ranks())
     reward = make_reward(config.reward)
 
     def answers(level: int) -> list[list[dict[str, float]]]:

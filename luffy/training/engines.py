@@ -34,7 +34,7 @@ def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
         if source != config.model:
             adapters.load(model, Path(source))
         if engine.engine == "deepspeed":  # which wants weights of one precision, and has float32 ones besides
-            model.to(model.dtype)
+            torch.nn.Module.to(model, model.dtype)
     return model
 
 

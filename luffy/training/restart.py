@@ -40,8 +40,8 @@ class Restarting:
         self.together = together
         self.restarted = False
 
-    def use(self, work: Callable[[Sampler], T], nothing: T) -> T:
-        """What `work` returns, given the sampler with the current weights; `nothing` where another rank leads. If a
+    def use(self, work: Callable[[Sampler], T], nothing: Callable[[], T]) -> T:
+        """What `work` returns, given the sampler with the current weights; what `nothing` returns where another rank leads. If a
         rank's sampler fails, it is restarted, once in a run, and the work of all ranks done again. Raises
         SamplerError."""
         while True:
@@ -66,7 +66,7 @@ class Restarting:
         with self.clock.phase("load_weights"):
             self.sampler.load_weights(self.weights())
 
-    def _work(self, work: Callable[[Sampler], T], nothing: T) -> T:
+    def _work(self, work: Callable[[Sampler], T], nothing: Callable[[], T]) -> T:
         sampler = self.sampler
         if not isinstance(sampler, TensorParallelSampler):
             result = work(sampler)
@@ -77,7 +77,7 @@ class Restarting:
                 sampler.release()
         else:
             sampler.follow()
-            result = nothing
+            result = nothing()
         sampler.sleep()
         return result
 

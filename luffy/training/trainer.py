@@ -190,7 +190,7 @@ class Trainer:
         """All rows of a step on every rank, with rewards, by group and place. The policy is not changed."""
         share = [group for group in range(self.config.sampling.rollout_batch_size) if self.here(group)]
         if self.config.method.samples:
-            mine = self.sampler.use(lambda sampler: self.collector.collect(step, sampler, share), [])
+            mine: list[Row] = self.sampler.use(lambda sampler: self.collector.collect(step, sampler, share), lambda: [])
         else:
             mine = self.collector.collect(step, self.sampler.sampler, share)
         rows = sorted((row for rows in self.ranks.gather(mine) for row in rows), key=lambda row: (row.group, row.index))

@@ -39,11 +39,11 @@ class Validation:
         temperature = config.evaluation.eval_temperature if temperature is None else temperature
         families = {family: problems[:per_family] for family, problems in self.families.items()}
         params = SamplingParams(config.data.max_completion_length, temperature, seed=config.seed)
-        found = self.sampler.use(
+        found: dict[int, dict[str, list[Any]]] = self.sampler.use(
             lambda sampler: ask.evaluate(
                 sampler, self.reward, self.tokenizer, families, params, samples=samples, ends=self.ends, here=self.here
             ),
-            {},
+            dict,
         )
         shares = self.sampler.ranks.gather(found)
         return ask.results(families, {i: line for share in shares for i, line in share.items()})

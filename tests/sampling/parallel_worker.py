@@ -33,7 +33,7 @@ def main() -> None:
         moved(model, update)
         if update == 3 and ranks.rank == 1:  # the follower's child
             sampler.sampler.child.kill()
-        result = using.use(work, None)
+        result = using.use(work, list)
         if ranks.first:
             greedy, drawn = result
             same = tokens(greedy) == [r.token_ids.tolist() for r in sample(plain, reqs, temperature=0.0)]
