@@ -41,8 +41,8 @@ class Restarting:
         self.restarted = False
 
     def use(self, work: Callable[[Sampler], T], nothing: Callable[[], T]) -> T:
-        """What `work` returns, given the sampler with the current weights; what `nothing` returns where another rank leads. If a
-        rank's sampler fails, it is restarted, once in a run, and the work of all ranks done again. Raises
+        """What `work` returns, given the sampler with the current weights; what `nothing` returns where another rank
+        leads. If a rank's sampler fails, it is restarted, once in a run, and the work of all ranks done again. Raises
         SamplerError."""
         while True:
             self.clock.failed = ""  # what failed before is done again

