@@ -203,7 +203,7 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     if launch.nnodes == "1":
         launcher += ["--standalone"]
     else:
-        place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rdzv}", "--rdzv-id=luffy"]
+        place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rdzv}", f"--rdzv-id={Path(command[-1]).name}"]
         launcher += [f"--nnodes={launch.nnodes}", *place]
     launcher += [f"--max-restarts={launch.max_restarts}"]
     os.execv(sys.executable, [*launcher, "-m", "luffy.cli", *command])

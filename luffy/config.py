@@ -115,7 +115,8 @@ class SamplingOptions:
     sampler_rows: PositiveInt = 512
     """Completions sampled at once."""
     sampler_timeout: Positive = 600.0
-    """vLLM only: seconds without a sign of life after which its process is started again, once in a run."""
+    """vLLM only: seconds without a sign of life (from servers: without a completion) after which its process is started
+    again, or a server connected to once more, once in a run."""
     sampler_gap_limit: Positive = 0.2
     """Mean difference between the sampler's log-probs and the trainer's, in nats, that ends the run."""
     vllm_importance_sampling_cap: Positive | None = None
@@ -204,7 +205,7 @@ class EngineOptions:
     lora_r: Count = 0
     """Rank of low-rank adapters (LoRA), which are then all that is trained; 0: every weight is."""
     lora_alpha: PositiveInt = 32
-    """Adapters count lora_alpha / lora_r times."""
+    """Adapters are scaled by lora_alpha / lora_r."""
     lora_target_modules: tuple[str, ...] = ()
     """Names of the linear layers that have adapters, such as q_proj; none: all but the output head."""
     load_in_4bit: bool = False
@@ -441,6 +442,8 @@ def check(config: Config) -> None:
         )
     if engine.load_in_4bit and (not engine.lora_r or engine.engine != "torch" or engine.device == "cpu"):
         raise ConfigError("load_in_4bit is for adapters (lora_r) on a GPU, with engine torch")
+    if engine.load_in_4bit and (engine.lora_target_modules or sampling.vllm_servers):
+        raise ConfigError("load_in_4bit goes with adapters on all linear layers, and not with vllm_servers")
     if engine.engine == "deepspeed" and engine.device.startswith("cuda:"):
         raise ConfigError(f"device {engine.device} with engine deepspeed: each rank has its own GPU, say cuda")
     if config.data.dataset == TINYWORLD and config.data.dataset_split not in ("train", "complement"):

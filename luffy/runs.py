@@ -279,7 +279,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # several machines may start a run at once
+    aside = path.with_name(
+        f".{path.name}.{platform.node()}.{os.getpid()}.tmp"
+    )  # several machines may start a run at once
     aside.write_text(text)
     _sync(aside)
     os.replace(aside, path)

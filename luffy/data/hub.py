@@ -23,6 +23,11 @@ class NotFoundError(ValueError):
     """There is no such folder, and the hub does not have the name or cannot be reached."""
 
 
+def cache_folder() -> Path:
+    """Where what was made once is kept: $LUFFY_CACHE, else ~/.cache/luffy."""
+    return Path(os.environ.get("LUFFY_CACHE") or Path.home() / ".cache" / "luffy")
+
+
 def expanded(source: str | Path) -> str:
     """The source with `~` as the home directory."""
     return os.path.expanduser(str(source))

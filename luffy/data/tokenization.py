@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import importlib.metadata
+import logging
+import os
+import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError
 from ..methods.rows import Trace
+from .hub import cache_folder
 from .problems import Problem
 from .templates import check_template, continuation, render_prompt, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+CACHED_CHARACTERS = 10_000_000  # of all traces; fewer are tokenized in seconds
 
 
 @dataclass(frozen=True)
@@ -29,18 +41,56 @@ class TokenizedProblem:
     traces: tuple[Trace, ...]
 
 
-def tokenize_trace(
-    trace: str, prompt_text: str, tokenizer: PreTrainedTokenizerBase, end: int | None = None
-) -> list[int]:
-    """A trace in the student's tokens, up to an end that it may contain, with `end` behind it: the token that ends a
-    turn (templates.turn_end), the tokenizer's EOS if it is None.
-
-    The opening of a think block that the prompt has opened already is left out.
+def tokenize_traces(
+    continuations: Sequence[str], tokenizer: PreTrainedTokenizerBase, end: int | None = None
+) -> list[np.ndarray]:
+    """Traces, without what their prompts begin for them, in the student's tokens, (n,) int32 each: up to an end that
+    one may contain, with `end` behind it: the token that ends a turn (templates.turn_end), the tokenizer's EOS if it is
+    None. Many are kept in the cache folder, by a hash of all that they depend on: the first of several processes does
+    the work, the others, and later starts, read the result.
     """
     end = tokenizer.eos_token_id if end is None else end
-    ids = tokenizer.encode(continuation(trace, prompt_text), add_special_tokens=False)
-    place = next((place for place, token in enumerate(ids) if token in (end, tokenizer.eos_token_id)), len(ids))
-    return [*ids[:place], end]
+    if sum(map(len, continuations)) < CACHED_CHARACTERS:
+        return _tokenize_traces(continuations, tokenizer, end)
+    digest = hashlib.sha256(f"{end} {tokenizer.eos_token_id} {importlib.metadata.version('tokenizers')}".encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for text in continuations:
+        digest.update(len(text).to_bytes(8, "little") + text.encode())
+    folder = cache_folder() / "traces"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{digest.hexdigest()[:24]}.npz"
+    with open(folder / f".{file.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (known := _saved(file)) is not None:
+            return known
+        log.info("tokenizing %d traces, to be kept in %s", len(continuations), file)
+        made = _tokenize_traces(continuations, tokenizer, end)
+        aside = file.with_suffix(".tmp.npz")
+        np.savez(aside, tokens=np.concatenate(made), lengths=[len(ids) for ids in made])
+        os.replace(aside, file)
+        return made
+
+
+def _saved(file: Path) -> list[np.ndarray] | None:
+    """What a file holds; None if there is none. One that is damaged is logged and passed over."""
+    try:
+        with np.load(file) as saved:  # (checks the sums of what it reads)
+            return np.split(saved["tokens"], np.cumsum(saved["lengths"])[:-1])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        log.warning("%s is damaged (%s) and made again", file, error)
+        return None
+
+
+def _tokenize_traces(continuations: Sequence[str], tokenizer: PreTrainedTokenizerBase, end: int) -> list[np.ndarray]:
+    found = []
+    for start in range(0, len(continuations), 1024):
+        batch = list(continuations[start : start + 1024])
+        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            place = next((i for i, token in enumerate(ids) if token in (end, tokenizer.eos_token_id)), len(ids))
+            found.append(np.asarray([*ids[:place], end], dtype=np.int32))
+    return found
 
 
 def tokenize_problems(
@@ -71,8 +121,22 @@ def tokenize_problems(
     kept = []
     end = turn_end(tokenizer, template)
     longest = 0
-    for number, problem in enumerate(problems):
-        text = render_prompt(problem, tokenizer, template, template_kwargs=template_kwargs, day=day)
+    texts = [
+        render_prompt(problem, tokenizer, template, template_kwargs=template_kwargs, day=day) for problem in problems
+    ]
+    tokens = iter(
+        tokenize_traces(
+            [
+                continuation(trace, text)
+                for problem, text in zip(problems, texts, strict=True)
+                for trace in problem.traces
+            ],
+            tokenizer,
+            end,
+        )
+    )
+    for number, (problem, text) in enumerate(zip(problems, texts, strict=True)):
+        found = [next(tokens) for _ in problem.traces]
         # A chat template writes a BOS where the model has one; plain text gets it from the tokenizer.
         prompt_ids = tokenizer.encode(text, add_special_tokens=template != "chat")
         longest = max(longest, len(prompt_ids))
@@ -80,13 +144,12 @@ def tokenize_problems(
             counts["long_prompts" if prompt_ids else "empty_prompts"] += 1
             continue
         traces = []
-        for place, trace in enumerate(problem.traces):
-            ids = tokenize_trace(trace, text, tokenizer, end)
+        for place, ids in enumerate(found):
             known = problem.trace_logprobs[place] if teacher and problem.trace_logprobs else None
             if known is not None and len(known) != len(ids):
                 raise DataError(
                     f"problem {number}: trace_logprobs has {len(known)} values for a trace of {len(ids)} tokens, "
-                    f"its end included: {trace[:60]!r}"
+                    f"its end included: {problem.traces[place][:60]!r}"
                 )
             if len(ids) > max_completion_length:
                 if long_traces == "drop":
@@ -95,7 +158,7 @@ def tokenize_problems(
                 counts["cut_traces"] += 1
                 ids = ids[:max_completion_length]
             logprobs = None if known is None else np.asarray(known[: len(ids)], dtype=np.float32)
-            traces.append(Trace(np.asarray(ids, dtype=np.int32), logprobs))
+            traces.append(Trace(ids, logprobs))
         counts["problems"] += 1
         counts["traces"] += len(traces)
         counts["without_trace"] += not traces

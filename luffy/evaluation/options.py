@@ -125,8 +125,12 @@ def make_sampler(
         )
         sampler = VLLMSampler(options)
         if adapters.is_adapter(source):  # vLLM has started with the weights of its base model
-            merged = load_model(source, device="cpu", dtype=getattr(torch, config.precision))
-            sampler.load_weights(merged.named_parameters())
+            try:
+                merged = load_model(source, device="cpu", dtype=getattr(torch, config.precision))
+                sampler.load_weights(merged.named_parameters())
+            except BaseException:
+                sampler.close()
+                raise
         return sampler
     if pick_device(config.device).type == "cpu":
         tune_cpu(num_threads=1)

@@ -53,6 +53,8 @@ def add(model: PreTrainedModel, options: EngineOptions, base: str, seed: int) ->
         r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=0.0, target_modules=targets,
         task_type="CAUSAL_LM", base_model_name_or_path=base,
     )  # fmt: skip
+    if Path(base).is_dir():
+        settings.base_model_name_or_path = str(Path(base).absolute())
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -101,11 +103,13 @@ def load(model: PreTrainedModel, folder: Path) -> None:
 
 
 def attach(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with an adapter's changes in its weights, for good."""
+    """Merges an adapter into the model's weights permanently. Raises ConfigError for what plain LoRA does not have."""
     from peft import LoraConfig, inject_adapter_in_model
 
     settings = LoraConfig.from_pretrained(str(folder))
     settings.lora_dropout = 0.0
+    if settings.lora_bias or settings.bias != "none" or settings.use_dora or settings.modules_to_save:
+        raise ConfigError(f"the adapter in {folder} has biases, magnitudes (DoRA) or whole modules: merge it with peft")
     inject_adapter_in_model(settings, model, NAME)
     load(model, folder)
     with torch.no_grad():

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from ..config import TINY
 from ..data import tinyworld
+from ..data.hub import cache_folder
 from ..data.templates import THINK_OPEN
 from ..data.tinyworld import FAMILIES
 from ..errors import ConfigError
@@ -122,10 +123,6 @@ def with_seeds(name: str, count: int) -> list[str]:
     """So many base models of a recipe, which differ in their seed; another model is the only one of its kind."""
     base = parse(name)
     return [replace(base, seed=base.seed + i).name for i in range(count)] if base else [name]
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("LUFFY_CACHE") or Path.home() / ".cache" / "luffy")
 
 
 def locate(base: Base) -> Path:

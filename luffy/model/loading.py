@@ -82,6 +82,13 @@ def load_model(
 
     Raises ConfigError if the weights are missing or damaged, or the model is none of those that `prepare` accepts.
     """
+    if adapters.is_adapter(source):  # perhaps on a model that is itself one with an adapter, as SFT+RL makes them
+        if load_in_4bit:
+            raise ConfigError(f"{source} holds an adapter, which weights in 4 bits cannot take up: luffy data merge")
+        model = load_model(
+            adapters.base_of(source), device=device, dtype=dtype, gradient_checkpointing=gradient_checkpointing
+        )
+        return adapters.attach(model, Path(source))
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -106,8 +113,6 @@ def load_model(
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     if not load_in_4bit:
         torch.nn.Module.to(model, pick_device(device))
-    if adapters.is_adapter(source):
-        adapters.attach(model, Path(source))
     try:
         prepare(model)
     except ValueError as error:

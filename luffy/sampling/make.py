@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ def make_sampler(
             eos_ids=ends,
             max_model_len=window,
             sends=ranks.first,
+            token=ranks.broadcast(secrets.token_hex(4)),
             rows=options.sampler_rows,
             timeout_s=options.sampler_timeout,
         )

@@ -15,11 +15,11 @@ import itertools
 import json
 import os
 import queue
-import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -57,6 +57,7 @@ class ServerSampler:
         eos_ids: Sequence[int],
         max_model_len: int,
         sends: bool,
+        token: str,
         rows: int = 512,
         timeout_s: float = 600.0,
     ) -> None:
@@ -65,7 +66,8 @@ class ServerSampler:
         self.sends, self.rows, self.timeout_s = sends, rows, timeout_s
         self.cuda = model.device.type == "cuda"
         self.source = _policy_source(model)
-        self.loads, self.token = 0, secrets.token_hex(4) if sends else ""
+        self.loads, self.token = 0, token
+        self.engine: Any = None
         key = os.environ.get("VLLM_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.http = httpx.Client(
@@ -80,18 +82,17 @@ class ServerSampler:
         self.start()
 
     def start(self) -> None:
-        """Ends what another trainer may have left running, and makes the way for the weights."""
+        """Ends what another trainer may have left running, and opens the connection for the weights."""
         from vllm.distributed.weight_transfer import HTTPVLLMWeightSyncClient, WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-        self.version = ""
         if not self.sends:
-            self.engine: Any = None
             return
+        self._disconnect()
         workers = [self._json("GET", url, "get_world_size")["world_size"] for url in self.urls]
         for url in self.urls:
             self._json("POST", url, "abort_requests", json={})
-        where: dict[str, Any] = {"master_address": _own_address(self.urls[0]), "master_port": free_port()}
+        where: dict[str, Any] = {"master_address": _own_address(self.urls), "master_port": free_port()}
         size = 1 + sum(workers)
         if self.cuda:
             info: Any = NCCLTrainerInitInfo(rank=0, world_size=size, **where)
@@ -102,7 +103,7 @@ class ServerSampler:
         self.clients = _Fleet([HTTPVLLMWeightSyncClient(url, self.timeout_s) for url in self.urls], workers)
         try:
             self.engine = WeightTransferTrainerFactory.trainer_init(info, client=self.clients, source=self.source)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise SamplerError(f"no way for weights to the servers {', '.join(self.urls)}: {error}") from error
 
     def restart(self) -> None:
@@ -117,14 +118,14 @@ class ServerSampler:
                 pass
             return
         self.source.weights = weights
-        self.clients.version = f"{self.token}-{self.loads}"
+        self.clients.version = self.version
         try:
             for url in self.urls:
                 self._json("POST", url, "pause", params={"mode": "abort"})  # and an empty cache of prompts
             self.engine.send_weights()
             for url in self.urls:
                 self._json("POST", url, "resume")
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             for _ in weights:
                 pass
             raise SamplerError(f"the servers did not take the weights: {error}") from error
@@ -133,13 +134,14 @@ class ServerSampler:
         """As Sampler.sample. The rows of a prompt go to one server, which has it in its cache. Raises SamplerError."""
         places = {prompt: i for i, prompt in enumerate(dict.fromkeys(r.prompt_ids.tobytes() for r in requests))}
         answers: queue.Queue[tuple[int, Rollout | Exception]] = queue.Queue()
-        version = self._version() if requests else ""
+        if requests:
+            self._check_version()
 
         def ask(i: int) -> None:
             request = requests[i]
             try:
                 url = self.urls[places[request.prompt_ids.tobytes()] % len(self.urls)]
-                answers.put((i, self._ask(url, request, params, version)))
+                answers.put((i, self._ask(url, request, params)))
             except Exception as error:
                 answers.put((i, error))
 
@@ -158,16 +160,18 @@ class ServerSampler:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _version(self) -> str:
-        """The version of the weights that all servers have. Raises SamplerError if it is not the one sent last."""
-        found = {self._json("GET", url, "weight_info")["weight_version"] for url in self.urls}
-        (version, *others) = sorted(found)
-        count = version.rpartition("-")[2]
-        if others or count != str(self.loads) or (self.sends and version != self.clients.version):
-            raise SamplerError(f"the servers have weights {sorted(found)}, not those of load {self.loads}")
-        return version
+    @property
+    def version(self) -> str:
+        """Of the weights that the servers must have."""
+        return f"{self.token}-{self.loads}"
 
-    def _ask(self, url: str, request: SamplingRequest, params: SamplingParams, version: str) -> Rollout:
+    def _check_version(self) -> None:
+        """Raises SamplerError if a server has other weights than those sent last."""
+        found = {self._json("GET", url, "weight_info")["weight_version"] for url in self.urls}
+        if found != {self.version}:
+            raise SamplerError(f"the servers have weights {sorted(found)}, not {self.version}")
+
+    def _ask(self, url: str, request: SamplingRequest, params: SamplingParams) -> Rollout:
         limit = params.max_new_tokens - request.used
         settings = {
             "max_tokens": limit, "temperature": params.temperature, "top_p": params.top_p, "logprobs": 0,
@@ -175,14 +179,16 @@ class ServerSampler:
             "detokenize": False,
         }  # fmt: skip
         body = {"token_ids": request.prompt_ids.tolist(), "sampling_params": settings}
-        choice = self._json("POST", url, "inference/v1/generate", json=body)["choices"][0]
+        # no time-out of its own: it may wait for others, whose completions show that the server lives
+        patient = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        choice = self._json("POST", url, "inference/v1/generate", json=body, timeout=patient)["choices"][0]
         tokens, reason = choice["token_ids"], choice["finish_reason"]
         logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]] if choice["logprobs"] else []
         if reason not in ("stop", "length") or not tokens or len(tokens) > limit or len(logprobs) != len(tokens):
             raise SamplerError(f"a completion of {len(tokens)} tokens and {len(logprobs)} log-probs is {reason}")
         versions = {span["version"] for span in choice["weight_versions"] or ()}
-        if versions != {version}:
-            raise SamplerError(f"{url} answered with weights {sorted(versions)}, not {version}")
+        if versions != {self.version}:
+            raise SamplerError(f"{url} answered with weights {sorted(versions)}, not {self.version}")
         ids, known = np.asarray(tokens, np.int32), np.asarray(logprobs, np.float32)
         return Rollout(ids, known, truncated=reason == "length")
 
@@ -190,9 +196,19 @@ class ServerSampler:
         pass
 
     def close(self) -> None:
-        if self.engine is not None:
-            self.engine.shutdown()
+        self._disconnect()
         self.http.close()
+
+    def _disconnect(self) -> None:
+        """Ends the connection for weights on both sides, as far as they are there."""
+        if self.engine is None:
+            return
+        for url in self.urls:
+            with suppress(SamplerError):
+                self._json("POST", url, "shutdown_weight_transfer_engine", timeout=CONNECT_TIMEOUT_S)
+        with suppress(RuntimeError):
+            self.engine.shutdown()
+        self.engine = None
 
     def _json(self, method: str, url: str, path: str, **arguments: Any) -> Any:
         """The answer of a route. Raises SamplerError."""
@@ -256,12 +272,19 @@ def _policy_source(model: PreTrainedModel) -> WeightSource:
     return PolicySource()
 
 
-def _own_address(url: str) -> str:
-    """The address of this machine that a server sees."""
-    parts = urlsplit(url)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname or "", parts.port or 80))
-        return str(probe.getsockname()[0])
+def _own_address(urls: Sequence[str]) -> str:
+    """The address of this machine that the servers see: that of the way to one on another machine, if there is one.
+    Raises SamplerError."""
+    found = set()
+    for url in urls:
+        parts = urlsplit(url)
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((parts.hostname or "", parts.port or 80))
+                found.add(str(probe.getsockname()[0]))
+        except OSError as error:
+            raise SamplerError(f"no way to the server at {url}: {error}") from error
+    return min(found, key=lambda address: address.startswith("127."))
 
 
 # --- the launcher ----------------------------------------------------------------------------------------------------

@@ -189,6 +189,8 @@ def plan(
         f"rollouts of {length} tokens on average, the longest of {data.max_completion_length}, demonstrations of "
         f"{trace}; {MFU:.0%} of the GPU's peak in training, {BANDWIDTH:.0%} of its bandwidth in decoding, "
         f"{BALANCE:.0%} full micro-batches"
+        + "; what the servers need and take is left out"
+        * bool(sampling.vllm_servers)
     )
     return Plan(
         config,
@@ -297,7 +299,7 @@ def _seconds(
     }
     together = sampling.vllm_tensor_parallel_size
     here = sampling.rollout_batch_size * sampled * together / ranks
-    if here:
+    if here and not sampling.vllm_servers:
         element = 2 if engine.precision == "bfloat16" else 4
         share = sampling.vllm_gpu_memory_utilization * capacity * together
         cache = (sampling.vllm_cache_mb << 20) * together or share - element * shape.parameters
@@ -317,8 +319,8 @@ def _problems(
     problems = []
     gib = 2**30
     element = 2 if engine.precision == "bfloat16" else 4
-    if sampling.sampler == "vllm" and config.method.samples:
-        room = (capacity if sampling.vllm_servers else memory["sampler"]) * sampling.vllm_tensor_parallel_size
+    if sampling.sampler == "vllm" and config.method.samples and not sampling.vllm_servers:
+        room = memory["sampler"] * sampling.vllm_tensor_parallel_size
         room -= element * shape.parameters
         if room < window * shape.cache_per_token * element:
             problems.append(

@@ -1,10 +1,14 @@
 """Problems and traces in the student's tokens."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
+from luffy.data import tokenization
 from luffy.data.problems import Problem
-from luffy.data.tokenization import completion_text, tokenize_problems, tokenize_trace
+from luffy.data.templates import continuation
+from luffy.data.tokenization import completion_text, tokenize_problems, tokenize_traces
 from luffy.errors import DataError
 
 EOS = 1
@@ -12,6 +16,11 @@ EOS = 1
 
 def problem(question="84+1?", traces=("<think>84+1=85;check5ok</think>\\boxed{85}",)):
     return Problem(({"role": "user", "content": question},), "85", tuple(traces))
+
+
+def tokenize_trace(trace, prompt, tokenizer):
+    (tokens,) = tokenize_traces([continuation(trace, prompt)], tokenizer)
+    return tokens.tolist()
 
 
 def tokenized(tiny, problems, **options):
@@ -66,3 +75,33 @@ def test_log_probs_of_a_trace_are_one_per_token_or_refused(tiny):
         tokenized(tiny, [wrong], teacher=True)
     (unread,), _ = tokenized(tiny, [wrong])  # nobody wants them
     assert unread.traces[0].logprobs is None
+
+
+def test_many_traces_are_tokenized_once(tiny, tmp_path, monkeypatch):
+    """Kept by what they depend on, and read where they are known, as they would be made; of two processes that want the
+    same at once, one does the work."""
+    texts = [f"<think>{i}+1={i + 1}</think>\\boxed{{{i + 1}}}" for i in range(50)] + ["84<eos>85", ""]
+    plain = tokenize_traces(texts, tiny[1])
+    monkeypatch.setenv("LUFFY_CACHE", str(tmp_path))
+    monkeypatch.setattr(tokenization, "CACHED_CHARACTERS", 100)
+    made, done = tokenization._tokenize_traces, []
+    monkeypatch.setattr(tokenization, "_tokenize_traces", lambda *known: done.append(known) or made(*known))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: tokenize_traces(texts, tiny[1]), range(2)))
+    for one in [*found, tokenize_traces(texts, tiny[1])]:
+        assert [ids.tolist() for ids in one] == [ids.tolist() for ids in plain]
+        assert all(ids.dtype == np.int32 for ids in one)
+    assert len(done) == 1 and len(list((tmp_path / "traces").glob("*.npz"))) == 1
+    tokenize_traces([*texts, "1"], tiny[1])
+    tokenize_traces(texts, tiny[1], end=5)
+    assert len(done) == 3
+
+
+def test_a_damaged_cache_is_made_again(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("LUFFY_CACHE", str(tmp_path))
+    monkeypatch.setattr(tokenization, "CACHED_CHARACTERS", 1)
+    first = tokenize_traces(["84+1", "85"], tiny[1])
+    (file,) = (tmp_path / "traces").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    again = tokenize_traces(["84+1", "85"], tiny[1])
+    assert [ids.tolist() for ids in again] == [ids.tolist() for ids in first]

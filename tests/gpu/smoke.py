@@ -72,7 +72,7 @@ class Smoke:
         from luffy.model.packing import TokenSequence, pack
         from luffy.training.engines import load_policy
 
-        model = load_policy(make_config("luffy", model="tiny", device=self.device), "tiny")
+        model = load_policy(make_config("luffy", model="tiny", device=self.device), "tiny").to(torch.bfloat16)
         sequences = [TokenSequence([5, 6, 7], list(range(3, 3 + n))) for n in (4, 9, 17)]
         results = []
         for groups, chunk in ((([sequences]), 7), ([[one] for one in sequences], 4096)):
@@ -89,7 +89,7 @@ class Smoke:
             results.append((torch.cat(logps), gradient))
         (packed, slope), (alone, other) = results
         difference, angle = (packed - alone).abs().max().item(), torch.cosine_similarity(slope, other, dim=0).item()
-        if difference > 1e-2 or angle < 0.999:
+        if difference > 0.1 or angle < 0.99:
             raise FailedError(f"log-probs differ by {difference:.4f}, gradients have a cosine of {angle:.5f}")
         return f"log-probs {difference:.1e}, gradients' cosine {angle:.6f}"
 

@@ -130,3 +130,19 @@ def test_what_does_not_fit_is_one_error(run, tmp_path):
         load_model(nameless)
     with pytest.raises(ConfigError, match="load_in_4bit"):
         make_config("luffy", load_in_4bit=True)
+
+
+def test_an_adapter_on_an_adapter(tmp_path, short_run):
+    """SFT+RL: the second stage's is on the first one's, and whoever loads the run gets the changes of both."""
+    values = {**short_run, **LORA, "first_stage_steps": 4, "sft_learning_rate": 1e-2}
+    run = train(make_config("sft_rl", **values), tmp_path / "run")
+    first, last = (load_model(path / "final").eval() for path in (run.path / "first_stage", run.path))
+    alone = load_model("tiny:own_share=0.4")
+    adapters.attach(alone, run.path / "final")
+    second = make_config("on_policy", **short_run, **LORA, model=str(run.path / "first_stage" / "final"))
+    policy = load_policy(second, run.path / "final")
+    with torch.no_grad():
+        logits = [model.eval()(TOKENS).logits for model in (policy, last, first, alone)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(logits[1], logits[2], atol=1e-4)
+    assert not torch.allclose(logits[1], logits[3], atol=1e-3)

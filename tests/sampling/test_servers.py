@@ -1,6 +1,7 @@
 """Generation on vLLM's own servers, two of them, on CPUs: weights over gloo, training, trainers that die or meddle."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -61,7 +62,11 @@ def healthy(address):
 
 
 def connect(servers, model, **values):
-    return ServerSampler(servers, model, **{"eos_ids": [EOS], "max_model_len": 256, "sends": True, **values})
+    return ServerSampler(
+        servers,
+        model,
+        **{"eos_ids": [EOS], "max_model_len": 256, "sends": True, "token": secrets.token_hex(4), **values},
+    )
 
 
 def test_every_update_arrives_on_both(servers):

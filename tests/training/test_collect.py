@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from helpers import make_trainer
 
-from luffy.data.tokenization import tokenize_trace
+from luffy.data.templates import continuation
+from luffy.data.tokenization import tokenize_traces
 from luffy.methods import Luffy
 from luffy.methods.prefixes import prefix_shares
 from luffy.methods.rows import ROLLOUT, Draw, Memory, Start, Trace, whole
@@ -153,7 +154,9 @@ def test_cut_trace_is_a_truncated_demonstration(tmp_path, short_run):
 def test_supervised_groups_are_never_sampled(tmp_path, short_run):
     one = make_trainer(tmp_path / "run", method="sft", **short_run)
     one.sampler.sampler.sample = None
-    trace = tokenize_trace(one.problems[0].problem.traces[0], one.problems[0].prompt_text, one.tokenizer)
+    first = one.problems[0]
+    (trace,) = tokenize_traces([continuation(first.problem.traces[0], first.prompt_text)], one.tokenizer)
+    trace = trace.tolist()
     assert one.problems[0].traces[0].tokens.tolist() == trace and trace[-1] == EOS
     assert [row.foreign for row in one.collect(0)] == [len(row.token_ids) for row in one.collect(0)]
     one.close()

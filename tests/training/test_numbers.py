@@ -43,12 +43,12 @@ CASES = [(method, values) for method, listed in FORMULAS.items() for values in l
 def known_teacher(tmp_path_factory):
     """Problems of the tiny world in a file, whose teacher has said how likely each token of its traces was to it."""
     from luffy import load_tokenizer, tinyworld
-    from luffy.data.tokenization import tokenize_trace
+    from luffy.data.tokenization import tokenize_traces
 
     tokenizer, rng = load_tokenizer("tiny"), np.random.default_rng(0)
     lines = []
     for problem in tinyworld.make_problems(tinyworld.IN_DISTRIBUTION, "train", 40, difficulties=(3, 4)):
-        tokens = tokenize_trace(problem.traces[0], "", tokenizer)
+        tokens = tokenize_traces(problem.traces[:1], tokenizer)[0].tolist()
         logprobs = (-rng.exponential(0.7, len(tokens))).tolist()
         question = problem.prompt[0]["content"]
         line = dict(problem=question, answer=problem.answer, traces=list(problem.traces), trace_logprobs=[logprobs])
