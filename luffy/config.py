@@ -9,59 +9,36 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from . import methods
 from .errors import ConfigError
 from .methods import METHODS, Method
-from .methods.fields import Count, Int, NonNegative, Positive, PositiveInt, Share, settings, unknown_field
+from .methods.fields import (
+    Count,
+    Device,
+    Int,
+    JsonMapping,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    RewardName,
+    Share,
+    settings,
+    unknown_field,
+)  # fmt: skip
 
 TINY = "tiny"
 DEFAULT_MODEL = "tiny:own_share=0.4"
 TINYWORLD = "tinyworld"
 
 Template = Literal["chat", "paper", "llama", "qwen", "simplerl", "prime", "no"]
-
-
-def _mapping(value: Any) -> Any:
-    """A mapping may come as JSON, from the command line."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        raise ValueError("must be a mapping, as JSON") from None
-
-
-def _device(value: Any) -> Any:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
-        raise ValueError("is auto, cpu, cuda or cuda:N")
-    return value
-
-
-def _reward(value: Any) -> Any:
-    if value != "math_verify" and ":" not in str(value):
-        raise ValueError('is "math_verify" or "module:function"')
-    return value
-
-
-_json = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="JSON",
-    instance_from_str=lambda texts: json.loads(texts[0]),
-    is_instance=lambda value: isinstance(value, dict),
-    str_from_instance=lambda value: [json.dumps(value)],
-)
-JsonMapping = Annotated[dict[str, Any], BeforeValidator(_mapping), _json]
-Device = Annotated[str, BeforeValidator(_device)]
-RewardName = Annotated[str, BeforeValidator(_reward)]
 
 
 @settings

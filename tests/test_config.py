@@ -178,7 +178,7 @@ def test_names_are_flat_and_owned_once():
 
 def test_flags_over_file_over_method(tmp_path):
     (tmp_path / "c.yaml").write_text("steps: 7\ngamma: 0.2\nepsilon: 0.3\n")
-    config, run_dir, nproc = parse_train(
+    config, run_dir, launch = parse_train(
         [
             "--method",
             "mixed",
@@ -195,7 +195,7 @@ def test_flags_over_file_over_method(tmp_path):
     )
     method = config.method
     assert (method.name, config.max_steps, method.gamma, method.epsilon) == ("mixed", 7, 0.5, 0.3)
-    assert config.world.difficulties == (3, 4) and str(run_dir) == "x" and nproc == 1
+    assert config.world.difficulties == (3, 4) and str(run_dir) == "x" and launch.nproc == 1
     assert parse_train(["--method", "on_policy", "--epsilon", "None", "--run-dir", "x"])[0].method.ratios.clip is None
 
 
@@ -211,7 +211,7 @@ def test_bad_flags(capsys):
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
     with pytest.raises(ConfigError, match="method on_policy has no num_off_policy"):
         parse_train(["--method", "on_policy", "--num-off-policy", "2", "--run-dir", "x"])
-    with pytest.raises(ConfigError, match="needs engine deepspeed"):
+    with pytest.raises(ConfigError, match="need engine deepspeed"):
         parse_train(["--nproc", "2", "--run-dir", "x"])
 
 

@@ -66,7 +66,7 @@ def test_every_module_can_be_imported():
 
     for path in [*FILES, *sorted(Path(paper_figures.__file__).parent.glob("*.py"))]:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if not name.endswith(("__main__", "deepspeed_engine")):
+        if not name.endswith(("__main__", "deepspeed_engine", "gloo")):  # (the last two import an extra)
             importlib.import_module(name)
 
 

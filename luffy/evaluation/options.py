@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from pydantic import Field
 
-from ..config import DEFAULT_MODEL, Device, JsonMapping, RewardName, Template, check_package
+from ..config import DEFAULT_MODEL, Template, check_package
 from ..errors import ConfigError
-from ..methods.fields import Count, NonNegative, Positive, PositiveInt, settings
+from ..methods.fields import Count, Device, JsonMapping, NonNegative, Positive, PositiveInt, RewardName, settings
 from ..runs import damage
 from ..sampling.protocol import Sampler
 from ..verifier.strict import grader_version

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
+import tyro
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
@@ -31,6 +34,40 @@ Share = Annotated[float, _no_bool, Field(ge=0, le=1, allow_inf_nan=False)]
 Clip = Annotated[float, _no_bool, Field(ge=0, lt=1, allow_inf_nan=False)]
 PositiveInt = Annotated[int, _no_bool, Field(gt=0)]
 Count = Annotated[int, _no_bool, Field(ge=0)]  # 0 has a meaning of its own
+
+
+def _mapping(value: Any) -> Any:
+    """A mapping may come as JSON, from the command line."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        raise ValueError("must be a mapping, as JSON") from None
+
+
+def _device(value: Any) -> Any:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+        raise ValueError("is auto, cpu, cuda or cuda:N")
+    return value
+
+
+def _reward(value: Any) -> Any:
+    if value != "math_verify" and ":" not in str(value):
+        raise ValueError('is "math_verify" or "module:function"')
+    return value
+
+
+_json = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=lambda texts: json.loads(texts[0]),
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
+JsonMapping = Annotated[dict[str, Any], BeforeValidator(_mapping), _json]
+Device = Annotated[str, BeforeValidator(_device)]
+RewardName = Annotated[str, BeforeValidator(_reward)]
 
 
 @dataclass_transform(frozen_default=True)

@@ -71,7 +71,11 @@ class Ranks:
         return index % (self.size // together) * together == self.rank
 
     def neighbours(self, size: int) -> Ranks:
-        """This rank among the `size` neighbours that it shares a sampler with. All ranks must call it."""
+        """This rank among the `size` neighbours that it shares a sampler with. All ranks must call it. Raises
+        ConfigError if the ranks of a machine do not divide into such groups."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        if self.size % size or here % size:
+            raise ConfigError(f"vllm_tensor_parallel_size {size} does not divide the {here} ranks of a machine")
         groups = [
             dist.new_group(range(first, first + size), timeout=TIMEOUT, backend="gloo")
             for first in range(0, self.size, size)

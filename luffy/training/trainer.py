@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -86,7 +85,6 @@ class Trainer:
         self.clock, self.memory = Clock(), Memory()
         self._check_window()
         self.together = config.sampling.vllm_tensor_parallel_size
-        self._check_groups()
         sampler = make_sampler(self.model, self.tokenizer, config, self.ends, self.ranks)
         per_step = config.sampling.rollout_batch_size // config.update.mini_batch_size * config.update.num_iterations
         self.engine = make_engine(self.model, config, config.max_steps * per_step, self.ranks)
@@ -113,14 +111,6 @@ class Trainer:
         if window > positions:
             raise ConfigError(
                 f"max_prompt_length + max_completion_length is {window}, the model has {positions} positions"
-            )
-
-    def _check_groups(self) -> None:
-        """Raises ConfigError if the ranks of a machine do not divide into groups that have one sampler."""
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.ranks.size))
-        if self.ranks.size % self.together or local % self.together:
-            raise ConfigError(
-                f"vllm_tensor_parallel_size {self.together} does not divide the {local} ranks of a machine"
             )
 
     def __enter__(self) -> Trainer:

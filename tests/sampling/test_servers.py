@@ -62,11 +62,8 @@ def healthy(address):
 
 
 def connect(servers, model, **values):
-    return ServerSampler(
-        servers,
-        model,
-        **{"eos_ids": [EOS], "max_model_len": 256, "sends": True, "token": secrets.token_hex(4), **values},
-    )
+    usual = {"eos_ids": [EOS], "max_model_len": 256, "sends": True, "token": secrets.token_hex(4)}
+    return ServerSampler(servers, model, **{**usual, **values})
 
 
 def test_every_update_arrives_on_both(servers):
@@ -133,6 +130,10 @@ def test_weights_of_another_trainer_are_noticed(servers):
     other.load_weights(weights(model))
     with pytest.raises(SamplerError, match="have weights"):
         sample(first, requests(), temperature=1.0)
+    same = connect(servers, model, sends=False, token=first.token)
+    same.loads = first.loads
+    with pytest.raises(SamplerError, match="have weights"):  # also by ranks that do not send, at the same count
+        sample(same, requests(), temperature=1.0)
     first.restart()
     first.load_weights(weights(model))
     assert len(sample(first, requests(), temperature=1.0)) == len(requests())
@@ -147,3 +148,14 @@ def test_what_cannot_be_used_is_one_error(servers, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "guess")
     with pytest.raises(SamplerError, match="401"):
         connect(servers, model)
+
+
+def test_a_completion_may_wait_longer_than_the_time_without_one(servers):
+    """Many more requests than the server has rows: those at the end wait for all before them."""
+    model = load_model("tiny", device="cpu")
+    sampler = connect(servers[:1], model, timeout_s=4, rows=2000)
+    sampler.load_weights(weights(model))
+    started = time.monotonic()
+    found = list(sampler.sample(requests(lengths=(9,), generations=1500), SamplingParams(200, temperature=2.0)))
+    assert len(found) == 1500 and time.monotonic() - started > 4
+    sampler.close()

@@ -55,7 +55,11 @@ CONFIGURATIONS = {
     "paper_llama": {**PAPER, "model": "meta-llama/Llama-3.1-8B", "template": "llama", "think_format": False,
                     "dataset": "data/easy/train.parquet"},  # R: reward 4; Figure 4
     "four_gpus": {**PAPER, "zero_stage": 3, "vllm_gpu_memory_utilization": 0.45},  # ours
-    "one_gpu": {**PAPER, **QUARTER, "model": "models/Qwen2.5-Math-1.5B-16k-think"},  # ours
+    "one_gpu": {**PAPER, **QUARTER, "model": "models/Qwen2.5-Math-1.5B-16k-think", "lora_r": 32,
+                "learning_rate": 1e-5},  # ours; L: ten times the rate
+    "32b_8gpu": {**PAPER, "model": "Qwen/Qwen2.5-32B", "zero_stage": 3, "vllm_tensor_parallel_size": 4},  # ours
+    "70b_multinode": {**PAPER, "model": "meta-llama/Llama-3.1-70B", "template": "llama", "think_format": False,
+                      "dataset": "data/easy/train.parquet", "vllm_tensor_parallel_size": 8},  # ours
 }  # fmt: skip
 PAPER_SFT = {
     "max_steps": 1071,
@@ -71,7 +75,9 @@ SUPERVISED = {  # O: three epochs in batches of 64, warm-up of a tenth, learning
     "paper_7b_instruct": PAPER_SFT,
     "paper_llama": {**PAPER_SFT, "max_steps": 171, "warmup_steps": 34},
     "four_gpus": PAPER_SFT,
-    "one_gpu": {**PAPER_SFT, "max_steps": 4284, "warmup_steps": 856},
+    "one_gpu": {**PAPER_SFT, "max_steps": 4284, "warmup_steps": 856, "sft_learning_rate": 5e-4},
+    "32b_8gpu": PAPER_SFT,
+    "70b_multinode": {**PAPER_SFT, "max_steps": 171, "warmup_steps": 34},
 }
 WORLD = {  # Q, fixed before the published seeds were run
     "max_steps": 160, "num_problems": 1000, "difficulties": [3, 4, 5, 6, 7], "verbosity": 0.3, "rollout_batch_size": 16,
@@ -130,7 +136,8 @@ def test_configurations(name):
     assert shown(configuration(name), CONFIGURATIONS[name]) == CONFIGURATIONS[name]
     assert shown(configuration(name, "sft"), SUPERVISED[name]) == SUPERVISED[name]
     if name != "paper_plus":
-        assert configuration(name, "rl_sft_loss").method.sft_loss_coef == pytest.approx(5.4 / 64, rel=0.01)  # R: 1.0
+        # R: 1.0, for rows of which 56 are counted
+        assert configuration(name, "rl_sft_loss").method.sft_loss_coef == pytest.approx(5.4 / 56, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -169,6 +176,7 @@ def test_every_file_is_a_configuration_of_every_method(name, method):
 def test_stages_of_the_paper(tmp_path):
     (first, _), (last, _) = RunDirectory(tmp_path).stages(configuration("paper", "sft_rl"))
     assert first.method.name == "sft" and first.max_steps == 1071 and first.method.sft_learning_rate == 5e-5
+    assert first.update.warmup_steps == 214 and last.update.warmup_steps == 0
     assert first.update.max_grad_norm == 1.0 and last.data.dataset == "Elliott/Openr1-Math-48k-Complement"
 
 

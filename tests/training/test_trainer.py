@@ -168,10 +168,10 @@ def test_prompts_that_are_all_too_long_name_the_bound(tmp_path, short_run):
         make_trainer(tmp_path / "run", **short_run, max_prompt_length=3)
 
 
-def test_an_adapter_is_no_model(tmp_path, short_run):
+def test_an_adapter_without_a_model_is_one_error(tmp_path, short_run):
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="merge it into its base model"):
+    with pytest.raises(ConfigError, match="does not say to which model"):
         make_trainer(tmp_path / "run", **short_run, model=str(tmp_path / "adapter"))
 
 
@@ -253,7 +253,7 @@ def test_a_copy_gets_the_weights_before_every_step(tmp_path, short_run):
     for name in ("shared", "copied"):
         one = make_trainer(tmp_path / name, **{**short_run, "final_eval_problems": 0})
         if name == "copied":
-            one.sampler.sampler.model = copy.deepcopy(one.model)
+            one.sampler.sampler.model, one.sampler.sampler.copied = copy.deepcopy(one.model), True
         one.run.start(one.config, {})
         one.train()
         runs.append(one.run)
