@@ -73,7 +73,8 @@ class ServerSampler:
         self.http = httpx.Client(
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None),
+            # (the server closes connections that were idle for 5 s)
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=1.0),
         )
         for url in self.urls:
             found = self._json("GET", url, "v1/models")["data"][0]["max_model_len"]

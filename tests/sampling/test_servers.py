@@ -148,14 +148,3 @@ def test_what_cannot_be_used_is_one_error(servers, monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "guess")
     with pytest.raises(SamplerError, match="401"):
         connect(servers, model)
-
-
-def test_a_completion_may_wait_longer_than_the_time_without_one(servers):
-    """Many more requests than the server has rows: those at the end wait for all before them."""
-    model = load_model("tiny", device="cpu")
-    sampler = connect(servers[:1], model, timeout_s=4, rows=2000)
-    sampler.load_weights(weights(model))
-    started = time.monotonic()
-    found = list(sampler.sample(requests(lengths=(9,), generations=1500), SamplingParams(200, temperature=2.0)))
-    assert len(found) == 1500 and time.monotonic() - started > 4
-    sampler.close()
