@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -165,7 +166,8 @@ def _train_command(base: Config) -> Callable[..., tuple[Config, Path, Launch]]:
         """
         launch.check()
         if launch.several and fields.engine.engine != "deepspeed":
-            raise ConfigError("several processes (--nproc, --nnodes) need engine deepspeed")
+            flag = f"--nproc {launch.nproc}" if launch.nproc > 1 else f"--nnodes {launch.nnodes}"
+            raise ConfigError(f"{flag} needs engine deepspeed")
         return fields, run_dir, launch
 
     return train
@@ -252,14 +254,15 @@ def evaluate(
         _launch(_without(sys.argv[1:], "--nproc"), Launch(nproc))
     from .data import benchmarks as known
     from .evaluation import tables
-    from .evaluation.evaluate import Share, evaluate_models
+    from .evaluation.evaluate import evaluate_models
     from .evaluation.paper_numbers import read_published
+    from .sampling.ranks import launched
 
     loaded = known.load(benchmarks, limit=limit, option_seed=option_seed)
     settings = {name: value for name, value in fields.to_dict().items() if name != "model"}
-    share = Share.joined()
-    evaluations = evaluate_models(list(models), loaded, out_dir, share=share, **settings)
-    if share.rank:
+    ranks = launched(timeout=timedelta(days=7))  # whoever is done first waits for the others
+    evaluations = evaluate_models(list(models), loaded, out_dir, ranks=ranks, **settings)
+    if not ranks.first:
         return
     frames = tables.report(evaluations, loaded, read_published("table1"), against=against)
     tables.write(frames, out_dir)

@@ -190,9 +190,11 @@ def conclusions(table: pd.DataFrame) -> list[str]:
     for (score, rival), part in table.groupby(["score", "rival"], sort=False):
         places = {
             verdict: [_place(row) for row in part[part["verdict"] == verdict].to_dict("records")]
-            for verdict in ("ahead", "behind", "no effect", "undecided")
+            for verdict in ("ahead", "behind", "no effect")
         }
         parts = [f"{verdict} at {', '.join(where)}" for verdict, where in places.items() if where]
+        if (part["verdict"] == "undecided").any():
+            parts.append("undecided elsewhere" if parts else "undecided everywhere")
         said.append(f"{COLUMNS[score].capitalize()}, LUFFY against {METHODS[rival].label}: {'; '.join(parts)}.")
     return said
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from luffy import Trainer, make_config
 from luffy.methods.rows import Batch
-from luffy.model.logprobs import prepare
+from luffy.model.logprobs import prepare, token_logprobs
+from luffy.model.packing import TokenSequence, pack
 from luffy.runs import RunDirectory
 
 ARCHITECTURES = [(name, tied) for name in ("Qwen2", "Qwen3", "Llama") for tied in (True, False)]
@@ -31,6 +32,15 @@ def random_model(architecture: str, tied: bool = True, vocab_size: int = 61, see
     model = getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
     prepare(model)
     return model
+
+
+def trained_logprobs(model, reqs, rollouts, temperature=1.0):
+    """The trainer's log-probs of the rollouts' tokens."""
+    sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
+    flat = torch.empty(sum(len(rollout.token_ids) for rollout in rollouts))
+    for batch in pack(sequences, micro_batch_tokens=256):
+        flat[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
+    return flat
 
 
 def comparable(rows):

@@ -211,7 +211,7 @@ def test_bad_flags(capsys):
         assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
     with pytest.raises(ConfigError, match="method on_policy has no num_off_policy"):
         parse_train(["--method", "on_policy", "--num-off-policy", "2", "--run-dir", "x"])
-    with pytest.raises(ConfigError, match="need engine deepspeed"):
+    with pytest.raises(ConfigError, match="needs engine deepspeed"):
         parse_train(["--nproc", "2", "--run-dir", "x"])
 
 

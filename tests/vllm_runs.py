@@ -2,8 +2,6 @@
 
 import torch
 
-from luffy.model.logprobs import token_logprobs
-from luffy.model.packing import TokenSequence, pack
 from luffy.sampling.protocol import SamplingParams, SamplingRequest
 
 EOS = 1
@@ -57,14 +55,6 @@ def sample(sampler, reqs, *, temperature, step=0, seed=0):
 
 def tokens(rollouts):
     return [rollout.token_ids.tolist() for rollout in rollouts]
-
-
-def trained_logprobs(model, reqs, rollouts, temperature):
-    sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
-    flat = torch.empty(sum(len(o.token_ids) for o in rollouts))
-    for batch in pack(sequences, micro_batch_tokens=512):
-        flat[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
-    return flat
 
 
 def comparable(run):

@@ -6,10 +6,13 @@ is in the cache is then used, and what is not is one clear error.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -26,6 +29,16 @@ class NotFoundError(ValueError):
 def cache_folder() -> Path:
     """Where what was made once is kept: $LUFFY_CACHE, else ~/.cache/luffy."""
     return Path(os.environ.get("LUFFY_CACHE") or Path.home() / ".cache" / "luffy")
+
+
+@contextmanager
+def held_in_cache(kind: str, name: str) -> Iterator[Path]:
+    """A place in the cache folder, for this process alone: several may want to make the same at once."""
+    folder = cache_folder() / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder / name
 
 
 def expanded(source: str | Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import logging
@@ -19,7 +18,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..methods.rows import Trace
-from .hub import cache_folder
+from .hub import held_in_cache
 from .problems import Problem
 from .templates import check_template, continuation, render_prompt, turn_end
 
@@ -56,11 +55,7 @@ def tokenize_traces(
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for text in continuations:
         digest.update(len(text).to_bytes(8, "little") + text.encode())
-    folder = cache_folder() / "traces"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{digest.hexdigest()[:24]}.npz"
-    with open(folder / f".{file.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held_in_cache("traces", f"{digest.hexdigest()[:24]}.npz") as file:
         if (known := _saved(file)) is not None:
             return known
         log.info("tokenizing %d traces, to be kept in %s", len(continuations), file)

@@ -18,13 +18,12 @@ import itertools
 import json
 import logging
 import math
-import os
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from ..data.tokenization import TokenizedProblem, tokenize_problems
 from ..errors import ConfigError, DataError, RunError
 from ..runs import RunDirectory, append_line, make_manifest, read_lines, replace_lines, write_json
 from ..sampling.protocol import Sampler, SamplingParams
+from ..sampling.ranks import Ranks
 from ..verifier.pool import Unchecked, solution
 from ..verifier.strict import grader_version, strict_answer, strict_right
 from .ask import PROMPT_INDEX_OFFSET, Answer, Question, Result, ask, columns, count
@@ -123,32 +123,6 @@ def make_tasks(
     return tasks, counts
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which part of the problems this process asks: one of `size`, on GPU `local_rank`. The first one grades."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-
-    @classmethod
-    def joined(cls) -> Share:
-        """As a launcher has started this process, or alone."""
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            return cls()
-        import torch.distributed as dist
-
-        dist.init_process_group("gloo", timeout=timedelta(days=7))  # whoever is done first waits for the others
-        return cls(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            import torch.distributed as dist
-
-            dist.barrier()
-
-
 class Evaluation:
     """One model on some benchmarks, in a directory of its own. Creating the object checks everything that can be
     checked without the model's weights, and touches nothing on disk.
@@ -177,25 +151,25 @@ class Evaluation:
         self.day = RunDirectory(self.path).day()
         self.tasks, self.counts = make_tasks(loaded, self.tokenizer, config, positions, self.day)
 
-    def run(self, share: Share | None = None) -> None:
+    def run(self, ranks: Ranks | None = None) -> None:
         """Has every problem answered and graded that is not yet; the model is only loaded if there is one to answer.
 
-        share: this process's part, if several share the problems; all of them must call it. Raises RunError if others
-        are at work in the directory.
+        ranks: the processes that share the problems, each of which must call it; the first one grades. Raises RunError
+        if others are at work in the directory.
         """
-        share = share or Share()
+        ranks = ranks or Ranks()
         run = RunDirectory(self.path)
-        with run.locked("evaluating") if share.rank == 0 else nullcontext():
-            self._start(run, share)
-            self._answer(share)
-            share.wait()
-            if share.rank == 0:
+        with run.locked("evaluating") if ranks.first else nullcontext():
+            self._start(run, ranks)
+            self._answer(ranks)
+            ranks.barrier()
+            if ranks.first:
                 self._join_answers()
                 log.info("%s: graded, %s", self.path.name, dict(self.grade()))
-        share.wait()
+        ranks.barrier()
 
-    def _start(self, run: RunDirectory, share: Share) -> None:
-        if share.rank == 0:
+    def _start(self, run: RunDirectory, ranks: Ranks) -> None:
+        if ranks.first:
             write_json(self.path / "config.json", self.config.to_dict())
             run.add_to_manifest(
                 **{**make_manifest(self.config.seed), "day": self.day.isoformat()},
@@ -205,25 +179,25 @@ class Evaluation:
                 grader=grader_version(),
             )
             self._join_answers()  # of processes that were ended before they could
-        share.wait()
+        ranks.barrier()
 
-    def _answer(self, share: Share) -> None:
+    def _answer(self, ranks: Ranks) -> None:
         """Has this process's part of what is missing answered."""
         from ..model.loading import pick_device
 
         answered = self.completions()
         missing = [task for task in self.tasks if task.place not in answered]
         log.info("%s: %d of %d problems to be answered", self.path.name, len(missing), len(self.tasks))
-        share.wait()  # all must have read the same before one writes
-        missing = missing[share.rank :: share.size]
+        ranks.barrier()  # all must have read the same before one writes
+        missing = missing[ranks.rank :: ranks.size]
         if missing:
             window = max(len(task.problem.prompt_ids) + task.window for task in missing)
             config = self.config
-            if share.size > 1 and pick_device(config.device).type == "cuda":
-                config = replace(config, device=f"cuda:{share.local_rank}")
+            if ranks.size > 1 and pick_device(config.device).type == "cuda":
+                config = replace(config, device=f"cuda:{ranks.local_rank}")
             sampler = make_sampler(self.source, self.tokenizer, config, window, self.ends)
             try:
-                self.generate(sampler, missing, self._part(share.rank))
+                self.generate(sampler, missing, self._part(ranks.rank))
             finally:
                 sampler.close()
 
@@ -399,13 +373,13 @@ def evaluate_models(
     models: str | Sequence[str] | Mapping[str, str | Mapping[str, Any]],
     loaded: Sequence[LoadedBenchmark],
     out_dir: str | Path,
-    share: Share | None = None,
+    ranks: Ranks | None = None,
     **settings: Any,
 ) -> dict[str, Evaluation]:
     """Evaluates models one after the other; all of them are checked before the first one starts.
 
     models: a folder, hub name or run directory, several of them, or {label: model} or {label: {field: value}} where a
-    model needs other settings than the rest, such as its template. share: as in Evaluation.run. settings: fields of
+    model needs other settings than the rest, such as its template. ranks: as in Evaluation.run. settings: fields of
     EvaluationConfig. Raises as Evaluation does.
     """
     models = [models] if isinstance(models, str) else models
@@ -418,7 +392,7 @@ def evaluate_models(
     if not evaluations:
         raise ConfigError("no model to evaluate")
     for evaluation in evaluations.values():
-        evaluation.run(share)
+        evaluation.run(ranks)
     return evaluations
 
 

@@ -73,14 +73,23 @@ def _draw(layer: Any) -> None:
     second.weight.data = torch.zeros(second.weight.shape, device=second.weight.device)
 
 
-def save(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) -> None:
-    """Writes an adapter in peft's layout. state: the trained weights by the model's names."""
+def trained(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """A model's A and B, by the names that peft's files have for them."""
+    return {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def save(model: PreTrainedModel, folder: Path) -> None:
+    """Writes a model's adapter in peft's layout."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     model.peft_config[NAME].save_pretrained(folder)
-    renamed = {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": tensor for name, tensor in state.items()}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in renamed.items()}, folder / WEIGHTS)
+    # (copies: the optimiser may keep them all in one storage)
+    save_file({name: parameter.detach().cpu().clone() for name, parameter in trained(model).items()}, folder / WEIGHTS)
 
 
 @torch.no_grad()
@@ -89,11 +98,7 @@ def load(model: PreTrainedModel, folder: Path) -> None:
     from safetensors.torch import load_file
 
     saved = load_file(folder / WEIGHTS)
-    own = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": parameter
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name
-    }
+    own = trained(model)
     wrong = [name for name in own.keys() | saved.keys() if name not in own or name not in saved]
     wrong += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape]
     if wrong:

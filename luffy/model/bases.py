@@ -14,7 +14,6 @@ are made when they are first asked for, in about a minute on one core, and kept 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
 import logging
@@ -27,7 +26,7 @@ from pathlib import Path
 
 from ..config import TINY
 from ..data import tinyworld
-from ..data.hub import cache_folder
+from ..data.hub import cache_folder, held_in_cache
 from ..data.templates import THINK_OPEN
 from ..data.tinyworld import FAMILIES
 from ..errors import ConfigError
@@ -130,15 +129,12 @@ def locate(base: Base) -> Path:
     shipped = SHIPPED / base.folder_name
     if (shipped / "model.safetensors").is_file():
         return shipped
-    cache = cache_folder() / "bases"
-    folder = cache / f"{base.folder_name}-{base.digest()}"
-    if folder.is_dir():
+    name = f"{base.folder_name}-{base.digest()}"
+    if (folder := cache_folder() / "bases" / name).is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / f".{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several runs may want it at once
+    with held_in_cache("bases", name) as folder:
         if not folder.is_dir():
-            aside = Path(tempfile.mkdtemp(dir=cache, prefix=f".{folder.name}-"))
+            aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
             try:
                 make(base, aside)
                 aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read

@@ -88,7 +88,7 @@ class GlooWorkerEngine(NCCLWeightTransferEngine):
 
 
 class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
-    """The trainer's side."""
+    """The trainer's side, in the one process that sends."""
 
     init_info_cls = TrainerMeeting  # type: ignore[assignment]
     group: Any = None
@@ -98,35 +98,28 @@ class GlooTrainerEngine(NCCLTrainerWeightTransferEngine):
         cls, init_info: TrainerMeeting, *, client: base.VLLMWeightSyncClient, source: base.WeightSource | None = None
     ) -> GlooTrainerEngine:
         assert source is not None
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        if engine.is_sender:
-            workers = Meeting(init_info.master_address, init_info.master_port, init_info.world_size)
-            with ThreadPoolExecutor(1) as pool:
-                waiting = pool.submit(client.init_weight_transfer_engine, asdict(workers))
-                engine.group = join(init_info, 0)
-                waiting.result()
+        engine = cls(client=client, source=source)
+        workers = Meeting(init_info.master_address, init_info.master_port, init_info.world_size)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(client.init_weight_transfer_engine, asdict(workers))
+            engine.group = join(init_info, 0)
+            waiting.result()
         return engine
 
     def _broadcast(self, source: base.WeightSource, meta: list[base.ParamMeta]) -> None:
-        for _, tensor in self._checked_iter(source, meta) if self.is_sender else source:
-            if self.is_sender:
-                # not a broadcast, in which workers wait for each other and do not notice that the trainer is gone
-                works = [self.group.send([tensor.contiguous()], rank, TAG) for rank in range(1, self.group.size())]
-                for work in works:
-                    work.wait()
+        for _, tensor in self._checked_iter(source, meta):
+            # not a broadcast, in which workers wait for each other and do not notice that the trainer is gone
+            works = [self.group.send([tensor.contiguous()], rank, TAG) for rank in range(1, self.group.size())]
+            for work in works:
+                work.wait()
 
     def shutdown(self) -> None:
         self.group = None
 
 
 class Extension:
-    """Nothing but a reason for vLLM's workers to import this module."""
+    """Named so that vLLM's workers import this module."""
 
 
-def register() -> None:
-    if NAME not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(NAME, GlooWorkerEngine)
-        WeightTransferTrainerFactory.register_engine(NAME, GlooTrainerEngine)
-
-
-register()
+WeightTransferEngineFactory.register_engine(NAME, GlooWorkerEngine)
+WeightTransferTrainerFactory.register_engine(NAME, GlooTrainerEngine)

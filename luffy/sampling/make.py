@@ -14,11 +14,10 @@ from ..model import adapters
 from ..model.loading import model_path
 from .local import TransformersSampler
 from .protocol import Sampler
+from .ranks import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from ..training.ranks import Ranks
 
 
 def make_sampler(

@@ -10,37 +10,26 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..errors import SamplerError
 from .protocol import Rollout, SamplingParams, SamplingRequest
+from .ranks import Ranks
 from .vllm_sampler import VLLMOptions, VLLMSampler
-
-
-class Group(Protocol):
-    """The ranks that have one engine together (training.ranks.Ranks)."""
-
-    @property
-    def rank(self) -> int: ...
-
-    def broadcast(self, value: Any) -> Any: ...
 
 
 class TensorParallelSampler:
     """A rank's part of the group. The leader's is used as any Sampler; a follower's `follow` answers all its calls of
     `sample` until the leader calls `release`."""
 
-    def __init__(self, options: VLLMOptions, group: Group, *, timeout_s: float) -> None:
+    def __init__(self, options: VLLMOptions, group: Ranks, *, timeout_s: float) -> None:
         self.group = group
-        self.sampler = VLLMSampler(
-            options, timeout_s=timeout_s, meet=lambda: group.broadcast(free_port() if group.rank == 0 else None)
-        )
+        self.sampler = VLLMSampler(options, timeout_s=timeout_s, meet=lambda: group.broadcast(free_port()))
 
     @property
     def leads(self) -> bool:
-        return self.group.rank == 0
+        return self.group.first
 
     def sample(self, requests: Sequence[SamplingRequest], params: SamplingParams) -> Iterator[tuple[int, Rollout]]:
         """As Sampler.sample; only the leader's."""

@@ -47,7 +47,7 @@ def measure(
     from ..evaluation.rewards import make_reward
     from ..model.loading import eos_ids, load_model, load_tokenizer
     from ..sampling.make import make_sampler
-    from ..training.ranks import Ranks
+    from ..sampling.ranks import Ranks
 
     torch.set_num_threads(1)
     config = make_config("on_policy", model=model, boxed_format=True, max_completion_length=128, **values)

@@ -1,2 +1,2 @@
-"""Training: the loop, and what it is made of: groups, terms of the loss, engines, ranks, run-keeping, plans.
+"""Training: the loop, and what it is made of: groups, terms of the loss, engines, run-keeping, plans.
 May import every room but study."""

@@ -24,8 +24,8 @@ from ..errors import ConfigError, NonFiniteError, RunError
 from ..model import adapters
 from ..model.logprobs import token_logprobs
 from ..model.packing import MicroBatch, deal
+from ..sampling.ranks import Ranks, wait_alike
 from .engine import adamw, learning_rate
-from .ranks import Ranks, wait_alike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -162,10 +162,10 @@ class DeepSpeedEngine:
         if self.config.engine.lora_r:
             from deepspeed import zero
 
-            trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-            with zero.GatheredParameters(list(trained.values()), enabled=self.config.engine.zero_stage == 3):
+            parts = list(adapters.trained(self.model).values())
+            with zero.GatheredParameters(parts, enabled=self.config.engine.zero_stage == 3):
                 if self.ranks.first:
-                    adapters.save(self.model, folder, {name: p.detach().clone() for name, p in trained.items()})
+                    adapters.save(self.model, folder)
         else:
             state = {name: tensor.cpu().clone() for name, tensor in self.weights() if self.ranks.first}
             if self.ranks.first:

@@ -131,8 +131,7 @@ class TorchEngine:
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         if self.config.engine.lora_r:
-            trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-            adapters.save(self.model, folder, trained)
+            adapters.save(self.model, folder)
         else:
             self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

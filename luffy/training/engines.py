@@ -10,8 +10,8 @@ import torch
 from ..config import Config
 from ..model import adapters
 from ..model.loading import load_model
+from ..sampling.ranks import Ranks
 from .engine import Engine, TorchEngine
-from .ranks import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

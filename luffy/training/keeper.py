@@ -14,8 +14,8 @@ import torch
 
 from ..config import Config
 from ..runs import RunDirectory, seconds_per_phase
+from ..sampling.ranks import Ranks
 from . import trackers
-from .ranks import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..methods.rows import Row
+from ..sampling.ranks import Ranks
 from ..stats import mean
 from ..verifier.answers import boxed
-from .ranks import Ranks
 
 GAP_BOUND = 0.2  # nats; a token whose log-probs differ by more counts as mismatched between sampler and trainer
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..errors import SamplerError
 from ..sampling.protocol import Sampler
+from ..sampling.ranks import Ranks
 from ..sampling.tensor_parallel import TensorParallelSampler
 from .clock import Clock
-from .ranks import Ranks
 
 log = logging.getLogger(__name__)
 

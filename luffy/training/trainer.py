@@ -42,6 +42,7 @@ from ..model.loading import eos_ids, load_tokenizer, pick_device, tune_cpu
 from ..model.packing import MicroBatch, TokenSequence, pack
 from ..runs import RunDirectory, make_manifest
 from ..sampling.make import make_sampler
+from ..sampling.ranks import Ranks, join
 from .clock import Clock
 from .collect import Collector
 from .engine import model_logprobs
@@ -49,7 +50,6 @@ from .engines import load_policy, make_engine
 from .keeper import Keeper, machine_metrics
 from .metrics import Metrics, rollout_metrics
 from .problems import tokenized, training_problems
-from .ranks import Ranks, join
 from .restart import Restarting
 from .update import MiniBatch, loss_terms, mini_batches, packed
 from .validation import Validation

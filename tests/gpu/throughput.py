@@ -34,10 +34,10 @@ from transformers import PreTrainedModel
 from luffy import Config, make_config
 from luffy.model.loading import load_tokenizer
 from luffy.model.packing import TokenSequence, pack
+from luffy.sampling.ranks import join
 from luffy.training.engine import Engine
 from luffy.training.engines import load_policy, make_engine
 from luffy.training.plan import GPUS, SHAPES, Shape, plan
-from luffy.training.ranks import join
 
 SIZES = {
     "test": Shape(64, 2, 4, 2, 128, 512, True, 16),

@@ -6,14 +6,15 @@ import sys
 from pathlib import Path
 
 import torch
-from vllm_runs import EOS, moved, options, requests, sample, tokens, trained_logprobs, weights
+from helpers import trained_logprobs
+from vllm_runs import EOS, moved, options, requests, sample, tokens, weights
 
 from luffy import make_config
 from luffy.model.loading import TINY_MODEL, load_model
 from luffy.sampling.local import TransformersSampler
+from luffy.sampling.ranks import join
 from luffy.sampling.tensor_parallel import TensorParallelSampler
 from luffy.training.clock import Clock
-from luffy.training.ranks import join
 from luffy.training.restart import Restarting
 
 

@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers import ARCHITECTURES, random_model
+from helpers import ARCHITECTURES, random_model, trained_logprobs
 
-from luffy.model.logprobs import token_logprobs
-from luffy.model.packing import TokenSequence, pack
 from luffy.sampling import decoder
 from luffy.sampling.local import TransformersSampler, _pick
 from luffy.sampling.protocol import SamplingParams, SamplingRequest
@@ -21,15 +19,6 @@ def sample(model, reqs, *, temperature=1.0, max_new_tokens=12, seed=0, step=0, m
     found = dict(sampler.sample(reqs, SamplingParams(max_new_tokens, temperature, seed=seed, step=step)))
     assert sorted(found) == list(range(len(reqs)))
     return [found[i] for i in range(len(reqs))]
-
-
-def trained(model, reqs, rollouts, temperature=1.0):
-    """The trainer's log-probs of the rollouts' tokens."""
-    sequences = [TokenSequence(r.prompt_ids, o.token_ids) for r, o in zip(reqs, rollouts, strict=True)]
-    flat = torch.empty(sum(len(rollout.token_ids) for rollout in rollouts))
-    for batch in pack(sequences, micro_batch_tokens=256):
-        flat[batch.token_index] = token_logprobs(model, batch, temperature=temperature)[0].detach()
-    return flat
 
 
 def ids(rollout):
@@ -55,7 +44,7 @@ def test_logprobs_are_those_of_the_policy(temperature):
     model, reqs = random_model("Qwen2"), requests()
     rollouts = sample(model, reqs, temperature=temperature)
     sampled = torch.tensor([p for o in rollouts for p in o.logprobs])
-    torch.testing.assert_close(sampled, trained(model, reqs, rollouts, temperature), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sampled, trained_logprobs(model, reqs, rollouts, temperature), atol=1e-5, rtol=1e-5)
 
 
 def test_row_does_not_depend_on_the_rest_of_the_batch():
@@ -145,7 +134,7 @@ def test_half_precision_samples_what_the_trainer_says():
     model = random_model("Qwen2").bfloat16()
     rollouts = sample(model, requests())
     sampled = torch.tensor([p for o in rollouts for p in o.logprobs])
-    gap = (sampled - trained(model, requests(), rollouts)).abs()
+    gap = (sampled - trained_logprobs(model, requests(), rollouts)).abs()
     assert gap.mean() < 0.05 and gap.max() < 0.6
 
 
@@ -175,7 +164,10 @@ def test_other_architectures_go_by_their_own_forward_pass(architecture):
     assert model.config.model_type not in decoder.LIKE_LLAMA
     rollouts = sample(model, reqs)
     torch.testing.assert_close(
-        torch.tensor([p for o in rollouts for p in o.logprobs]), trained(model, reqs, rollouts), atol=1e-5, rtol=1e-5
+        torch.tensor([p for o in rollouts for p in o.logprobs]),
+        trained_logprobs(model, reqs, rollouts),
+        atol=1e-5,
+        rtol=1e-5,
     )
 
 

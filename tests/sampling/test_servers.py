@@ -10,7 +10,8 @@ import time
 import httpx
 import pytest
 import torch
-from vllm_runs import EOS, SMALL, comparable, moved, requests, sample, tokens, trained_logprobs, weights
+from helpers import trained_logprobs
+from vllm_runs import EOS, SMALL, comparable, moved, requests, sample, tokens, weights
 
 from luffy import make_config, train
 from luffy.errors import ConfigError, SamplerError

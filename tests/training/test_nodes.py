@@ -90,7 +90,8 @@ def wait_for(condition, process, folder):
     [
         (["--nnodes=2"], "several machines need --rdzv"),
         (["--nnodes=two", "--rdzv=a:1"], "is a number or MIN:MAX"),
-        (["--nproc=2", "--engine=torch"], "need engine deepspeed"),
+        (["--nproc=2", "--engine=torch"], "--nproc 2 needs engine deepspeed"),
+        (["--nnodes=2", "--rdzv=a:1", "--engine=torch"], "--nnodes 2 needs engine deepspeed"),
     ],
 )
 def test_what_cannot_be_launched(tmp_path, flags, told):

@@ -10,9 +10,9 @@ from helpers import first_part, gradient_of, make_trainer, weights
 from luffy import make_config, train
 from luffy.methods.rows import Batch, Row
 from luffy.objective import policy_scale
+from luffy.sampling.ranks import Ranks
 from luffy.training.engine import learning_rate_factor
 from luffy.training.metrics import Metrics, rollout_metrics
-from luffy.training.ranks import Ranks
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -90,21 +90,26 @@ def wait_alike() -> None:
         dist.distributed_c10d._set_pg_timeout(TIMEOUT, group)
 
 
-def join(config: Config) -> Ranks:
-    """Joins the ranks that a launcher (torchrun, deepspeed) has started, as its environment variables say.
+def launched(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Ranks:
+    """The ranks that a launcher (torchrun, deepspeed) has started, as its environment variables say; alone without."""
+    place = os.environ.get
+    ranks = Ranks(int(place("RANK", 0)), int(place("WORLD_SIZE", 1)), int(place("LOCAL_RANK", 0)))
+    if backend == "nccl":
+        torch.cuda.set_device(ranks.local_rank)
+    if ranks.size > 1 and not dist.is_initialized():
+        dist.init_process_group(backend, timeout=timeout)
+    return ranks
 
-    Raises ConfigError if there are several and the engine trains in one process.
-    """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+
+def join(config: Config) -> Ranks:
+    """The ranks that train a configuration. Raises ConfigError if there are several and the engine trains in one
+    process."""
     if config.engine.engine == "torch":
-        if size > 1:
+        if (size := int(os.environ.get("WORLD_SIZE", 1))) > 1:
             raise ConfigError(f"engine torch trains in one process, not in {size}: use engine deepspeed")
         return Ranks()
-    ranks = Ranks(int(os.environ.get("RANK", 0)), size, int(os.environ.get("LOCAL_RANK", 0)))
-    if not dist.is_initialized():
-        cuda = config.engine.device != "cpu" and torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(ranks.local_rank)
-        alone: dict[str, Any] = dict(store=dist.HashStore(), rank=0, world_size=1) if size == 1 else {}
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT, **alone)
+    backend = "nccl" if config.engine.device != "cpu" and torch.cuda.is_available() else "gloo"
+    ranks = launched(backend)
+    if not dist.is_initialized():  # DeepSpeed wants a group also of one
+        dist.init_process_group(backend, timeout=TIMEOUT, store=dist.HashStore(), rank=0, world_size=1)
     return ranks
