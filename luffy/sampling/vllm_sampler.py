@@ -61,7 +61,7 @@ class VLLMSampler:
         self.staging = Staging(torch.device("cpu" if gpu is None else f"cuda:{gpu}"))
         with theirs:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "luffy.sampling.vllm_worker", str(theirs.fileno())],
+                [sys.executable, "-m", "luffy.sampling.vllm_worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=child_environment(self.options, port),

@@ -191,9 +191,11 @@ def repack_head(model: Any) -> None:
 
 
 def main() -> None:
-    """The trainer's child: the connection is an inherited file descriptor, and the options come over it."""
+    """The trainer's child. Arguments: the connection's inherited file descriptor, and the trainer's process id."""
     if sys.platform == "linux":  # also while it starts, which takes minutes, it must not outlive its trainer
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[2]):  # the trainer ended during the imports above, before the signal was asked for
+        sys.exit()
     connection = Connection(int(sys.argv[1]))
     options, staging = receive(connection)
     try:
