@@ -76,9 +76,11 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
     load_in_4bit: bool = False,
+    sharded: bool = False,
 ) -> PreTrainedModel:
     """The causal language model "tiny", in a folder, or of a hub name, on its device, without dropout; a folder with an
-    adapter stands for its model with the adapter's changes.
+    adapter stands for its model with the adapter's changes. sharded: this is within DeepSpeed's `sharded`, which keeps
+    a share of the weights in each rank; such a model cannot compute yet, and is checked by its engine.
 
     Raises ConfigError if the weights are missing or damaged, or the model is none of those that `prepare` accepts.
     """
@@ -97,24 +99,23 @@ def load_model(
     for name in DROPOUTS:  # the ratio of old and new policy must not depend on a mask drawn in between
         if hasattr(settings, name):
             setattr(settings, name, 0.0)
-    more: dict[str, Any] = {}
+    # read tensor by tensor to where they belong, without a copy on the CPU
+    more: dict[str, Any] = {} if sharded else {"device_map": {"": pick_device(device)}}
     if load_in_4bit:
         from transformers import BitsAndBytesConfig
 
         quantized = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-        more = {"quantization_config": quantized, "device_map": {"": pick_device(device)}}
+        more["quantization_config"] = quantized
     try:
         model = AutoModelForCausalLM.from_pretrained(
             path, config=settings, dtype=dtype, attn_implementation="sdpa", **more
         )
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
-    if not load_in_4bit:
-        torch.nn.Module.to(model, pick_device(device))
     try:
-        prepare(model)
+        prepare(model, check=not sharded)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     if gradient_checkpointing:

@@ -154,12 +154,13 @@ def token_logprobs(
     return head(hidden, batch.targets, temperature=temperature, chunk_size=chunk_size)
 
 
-def prepare(model: PreTrainedModel) -> None:
+def prepare(model: PreTrainedModel, *, check: bool = True) -> None:
     """Gives a model packed attention and a head that can be asked for log-probs; it stays what it is to all others.
 
     Raises ValueError, and leaves the model as it was, unless `token_logprobs` then says of packed sequences what the
     model says of each alone. That is not so for models that cap or scale their logits, that look at a part of a
     sequence only, whose rotary embedding depends on what else is in a row, or that do not hand keywords to attention.
+    check: compute with it (`check_model`); else by its settings alone.
     """
     name, head = type(model).__name__, model.get_output_embeddings()
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
@@ -172,7 +173,8 @@ def prepare(model: PreTrainedModel) -> None:
     before = type(head), model.config._attn_implementation
     head.__class__, model.config._attn_implementation = Head, attention.NAME
     try:
-        check_model(model)
+        if check:
+            check_model(model)
     except Exception:
         head.__class__, model.config._attn_implementation = before
         raise

@@ -26,7 +26,7 @@ class TransformersSampler:
 
     The batch shares one prefill per distinct prompt, and rows that have finished are dropped. `max_rows` bounds how
     many completions are in the cache at once. The model, one that `prepare` (model/logprobs.py) has accepted, is used
-    in the weights it has at the time of the call; copied: it is a copy of the policy, which `load_weights` renews.
+    in the weights it has at the time of the call; copied: it is not the policy itself, and `load_weights` fills it.
     Raises ValueError for another.
     """
 

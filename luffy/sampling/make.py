@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import secrets
 from collections.abc import Sequence
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Config
 from ..errors import ConfigError
-from ..model import adapters
-from ..model.loading import model_path
+from ..model.loading import load_model, model_path
 from .local import TransformersSampler
 from .protocol import Sampler
 from .ranks import Ranks
@@ -78,10 +76,10 @@ def make_sampler(
             sampler = VLLMSampler(settings, timeout_s=timeout)
         sampler.sleep()
         return sampler
-    # A model whose weights are sharded cannot be sampled from: a copy, which gets the weights before every step.
+    # A model whose weights are sharded cannot be sampled from: another one gets them before every step.
     copied = config.engine.engine == "deepspeed" and config.engine.zero_stage == 3
     return TransformersSampler(
-        adapters.removed(copy.deepcopy(model)) if copied else model,
+        load_model(config.model, device=config.engine.device, dtype=model.dtype) if copied else model,
         eos_ids=ends,
         pad_id=tokenizer.pad_token_id,
         max_rows=options.sampler_rows,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ from torch import Tensor, nn
 from ..config import Config
 from ..errors import ConfigError, NonFiniteError, RunError
 from ..model import adapters
-from ..model.logprobs import token_logprobs
+from ..model.loading import pick_device
+from ..model.logprobs import check_model, token_logprobs
 from ..model.packing import MicroBatch, deal
+from ..model.saving import TensorFiles, describe
 from ..sampling.ranks import Ranks, wait_alike
 from .engine import adamw, learning_rate
 
@@ -44,7 +47,9 @@ class Policy(nn.Module):
         self.model = model
         self.config = config
 
-    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: MicroBatch | None) -> tuple[Tensor, Tensor] | None:
+        if batch is None:
+            return check_model(self.model)
         return token_logprobs(
             self.model,
             batch,
@@ -75,6 +80,37 @@ def settings(config: Config) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def sharded(config: Config) -> Iterator[None]:
+    """Within it transformers loads a model weight by weight into ZeRO-3's shares of all ranks: no rank ever holds the
+    whole. All ranks must load together."""
+    import_deepspeed(config)
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    kept = HfDeepSpeedConfig(settings(config))  # transformers has a weak reference only
+    try:
+        yield
+    finally:
+        del kept
+        unset_hf_deepspeed_config()
+
+
+def import_deepspeed(config: Config) -> Any:
+    """The package, set to the device. Raises ConfigError if it is not installed."""
+    on_cpu = pick_device(config.engine.device).type == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError('engine deepspeed needs the extra: pip install "luffy[deepspeed]"') from error
+    if on_cpu:  # would be compiled at first use, for a minute and a half
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it also where there is no launcher
+    return deepspeed
+
+
 class DeepSpeedEngine:
     """AdamW over one model in all ranks, its state (ZeRO 1), gradients (2) and weights (3) sharded over them.
 
@@ -82,16 +118,7 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, model: PreTrainedModel, config: Config, total_updates: int, ranks: Ranks) -> None:
-        on_cpu = model.device.type == "cpu"
-        if on_cpu:
-            os.environ["DS_ACCELERATOR"] = "cpu"
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise ConfigError('engine deepspeed needs the extra: pip install "luffy[deepspeed]"') from error
-        os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # without a launcher; DeepSpeed asks for it
-        if on_cpu:  # would be compiled at first use, for a minute and a half
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = import_deepspeed(config)
         self.model = model
         self.config = config
         self.ranks = ranks
@@ -103,6 +130,12 @@ class DeepSpeedEngine:
             model=Policy(model, config), optimizer=optimizer, config=settings(config), dist_init_required=False
         )
         wait_alike()
+        if config.engine.zero_stage == 3:  # its weights are whole only in a forward pass of DeepSpeed's
+            self.engine.eval()
+            try:
+                self.engine(None)
+            except ValueError as error:
+                raise ConfigError(f"{config.model}: {error}") from error
 
     def token_logprobs(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies of a micro-batch's tokens, as `token_logprobs`; all ranks must call it."""
@@ -142,20 +175,18 @@ class DeepSpeedEngine:
         optimiser's state. All ranks must call it."""
         self.save_model(folder, tokenizer)
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-        from safetensors.torch import save_file
 
         parameters = dict(self.model.named_parameters())
         shares = deal([_numel(parameters[name]) for name in self.names], self.ranks.size)
         mine = {self.names[i] for i in shares[self.ranks.rank]}
-        state: dict[str, Tensor] = {}
+        files = TensorFiles(folder / STATE, f"rank{self.ranks.rank}", {"updates": str(self.updates)})
         for name in self.names:
             whole = {"fp32": safe_get_full_fp32_param(parameters[name])}
             whole |= {moment: safe_get_full_optimizer_state(parameters[name], moment) for moment in MOMENTS}
             if name in mine:
-                state |= {f"{name}/{kind}": tensor.cpu().contiguous().clone() for kind, tensor in whole.items()}
-        (folder / STATE).mkdir(exist_ok=True)
-        file = f"{self.ranks.rank + 1:05d}-of-{self.ranks.size:05d}.safetensors"
-        save_file(state, folder / STATE / file, metadata={"updates": str(self.updates)})
+                for kind, tensor in whole.items():
+                    files.add(f"{name}/{kind}", tensor)
+        files.close()
 
     def save_model(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes a consolidated Hugging Face folder. All ranks must call it."""
@@ -167,9 +198,13 @@ class DeepSpeedEngine:
                 if self.ranks.first:
                     adapters.save(self.model, folder)
         else:
-            state = {name: tensor.cpu().clone() for name, tensor in self.weights() if self.ranks.first}
-            if self.ranks.first:
-                self.model.save_pretrained(folder, state_dict=state)
+            files = TensorFiles(folder, "model") if self.ranks.first else None
+            for name, tensor in self.weights():
+                if files:
+                    files.add(name, tensor)
+            if files:
+                files.close()
+                describe(self.model, folder)
         if self.ranks.first:
             tokenizer.save_pretrained(folder)
 

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
-    """The model in the precision that the engine trains it in. source: the base model, or a checkpoint of the run."""
+    """The model in the precision that the engine trains it in; under ZeRO 3 each rank has its share of the weights
+    only, unless an adapter had to be merged into them. source: the base model, or a checkpoint of the run."""
     engine = config.engine
-    # the rest of the weights are float32, whether trained (torch) or beside these ones (deepspeed's master weights)
-    half = engine.precision == "bfloat16" and (engine.engine == "deepspeed" or engine.lora_r > 0)
-    model = load_model(
-        config.model if engine.lora_r else source,
-        device=engine.device,
-        dtype=torch.bfloat16 if half else torch.float32,
-        gradient_checkpointing=engine.gradient_checkpointing,
-        load_in_4bit=engine.load_in_4bit,
-    )
+    base = config.model if engine.lora_r else source
+    if engine.engine == "deepspeed" and engine.zero_stage == 3 and not adapters.is_adapter(base):
+        from .deepspeed_engine import sharded
+
+        with sharded(config):
+            model = _load(config, base, sharded=True)
+    else:
+        model = _load(config, base)
     if engine.lora_r:
         adapters.add(model, engine, config.model, config.seed)
         if source != config.model:
@@ -36,6 +36,25 @@ def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
         if engine.engine == "deepspeed":  # which wants weights of one precision, and has float32 ones besides
             torch.nn.Module.to(model, model.dtype)
     return model
+
+
+def load_reference(config: Config) -> PreTrainedModel:
+    """The base model, whole in every rank, in the policy's precision."""
+    return _load(config, config.model).requires_grad_(False)
+
+
+def _load(config: Config, source: str | Path, *, sharded: bool = False) -> PreTrainedModel:
+    engine = config.engine
+    # the rest of the weights are float32, whether trained (torch) or beside these ones (deepspeed's master weights)
+    half = engine.precision == "bfloat16" and (engine.engine == "deepspeed" or engine.lora_r > 0)
+    return load_model(
+        source,
+        device=engine.device,
+        dtype=torch.bfloat16 if half else torch.float32,
+        gradient_checkpointing=engine.gradient_checkpointing,
+        load_in_4bit=engine.load_in_4bit,
+        sharded=sharded,
+    )
 
 
 def make_engine(model: PreTrainedModel, config: Config, updates: int, ranks: Ranks) -> Engine:

@@ -46,7 +46,7 @@ from ..sampling.ranks import Ranks, join
 from .clock import Clock
 from .collect import Collector
 from .engine import model_logprobs
-from .engines import load_policy, make_engine
+from .engines import load_policy, load_reference, make_engine
 from .keeper import Keeper, machine_metrics
 from .metrics import Metrics, rollout_metrics
 from .problems import tokenized, training_problems
@@ -96,7 +96,7 @@ class Trainer:
         if self.ranks.first:
             run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts}, ranks=self.ranks.size)
         wanted = config.method.beta and config.method.samples and not config.engine.lora_r
-        self.reference = load_policy(config, config.model).requires_grad_(False) if wanted else None
+        self.reference = load_reference(config) if wanted else None
         self.reward = make_reward(config.reward)
         self.collector = Collector(
             config, self.problems, self.tokenizer, self.reward,

@@ -167,7 +167,7 @@ def test_bfloat16_with_master_weights(folder, by_torch, stage):
     # the sampled texts part ways after a while, the first step's do not
     assert abs(rows[0][0]["sft_loss"] - rows[0][1]["sft_loss"]) < 0.05
     assert all(row["sampler_gap/mean"] < 0.1 for row, _ in rows)
-    shard = load_file(run.path / "final" / "optimizer" / "00001-of-00002.safetensors")
+    shard = load_file(run.path / "final" / "optimizer" / "rank0.safetensors")
     assert {tensor.dtype for tensor in shard.values()} == {torch.float32}
 
 
@@ -175,7 +175,7 @@ def test_checkpoint_is_sharded_and_loads_with_plain_transformers(folder):
     from transformers import AutoModelForCausalLM
 
     final = folder / "z3-2" / "final"
-    shards = [load_file(path) for path in sorted((final / "optimizer").glob("*-of-00002.safetensors"))]
+    shards = [load_file(path) for path in sorted((final / "optimizer").glob("rank*.safetensors"))]
     assert [path.name for path in final.glob("*.safetensors")] == ["model.safetensors"]  # vLLM takes all there are
     sizes = [sum(tensor.numel() for tensor in shard.values()) for shard in shards]
     model = AutoModelForCausalLM.from_pretrained(final)
@@ -183,6 +183,33 @@ def test_checkpoint_is_sharded_and_loads_with_plain_transformers(folder):
     whole = {name: tensor for shard in shards for name, tensor in shard.items()}
     for name, parameter in model.named_parameters():
         assert torch.equal(whole[f"{name}/fp32"], parameter)
+
+
+def test_a_sharded_model_is_never_whole_in_a_rank():
+    """From loading on a rank has its share alone, and nothing is left behind for models that are loaded whole."""
+    from luffy.model.loading import load_model
+    from luffy.sampling.ranks import join
+    from luffy.training.engines import load_policy
+
+    config = make_config("luffy", **deepspeed(3, False))
+    join(config)
+    model, whole = load_policy(config, config.model), load_model(config.model, device="cpu")
+    for parameter, other in zip(model.parameters(), whole.parameters(), strict=True):
+        assert parameter.numel() == 0 and torch.equal(parameter.ds_tensor.view(other.shape), other)
+
+
+def test_a_damaged_sharded_model_is_found_by_its_engine(tmp_path):
+    from luffy.errors import ConfigError
+    from luffy.model.loading import load_model, load_tokenizer
+    from luffy.training.trainer import Trainer
+
+    model = load_model("tiny", device="cpu")
+    model.model.norm.weight.data[0] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer("tiny").save_pretrained(tmp_path / "model")
+    config = make_config("luffy", **deepspeed(3, False), model=str(tmp_path / "model"), sampler="transformers")
+    with pytest.raises(ConfigError, match="damaged"):
+        Trainer(config, RunDirectory(tmp_path / "run"))
 
 
 def test_two_stages(folder):
