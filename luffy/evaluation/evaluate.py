@@ -155,9 +155,11 @@ class Evaluation:
         """Has every problem answered and graded that is not yet; the model is only loaded if there is one to answer.
 
         ranks: the processes that share the problems, each of which must call it; the first one grades. Raises RunError
-        if others are at work in the directory.
+        if others are at work in the directory, ConfigError for several processes with servers.
         """
         ranks = ranks or Ranks()
+        if ranks.size > 1 and self.config.vllm_servers:
+            raise ConfigError("vllm_servers are asked by one process: without --nproc")
         run = RunDirectory(self.path)
         with run.locked("evaluating") if ranks.first else nullcontext():
             self._start(run, ranks)

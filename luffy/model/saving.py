@@ -45,7 +45,7 @@ class TensorFiles:
         if len(self.written) == 1:
             self.written[0][0].rename(self.folder / f"{self.name}{SUFFIX}")
             return
-        where = {}
+        where: dict[str, str] = {}
         for number, (path, names) in enumerate(self.written, 1):
             final = path.rename(self.folder / f"{self.name}-{number:05d}-of-{len(self.written):05d}{SUFFIX}")
             where |= dict.fromkeys(names, final.name)

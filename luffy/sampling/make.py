@@ -39,6 +39,7 @@ def make_sampler(
             model,
             eos_ids=ends,
             max_model_len=window,
+            device=model.device,
             sends=ranks.first,
             token=ranks.broadcast(secrets.token_hex(4)),
             rows=options.sampler_rows,

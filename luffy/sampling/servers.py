@@ -42,8 +42,9 @@ CONNECT_TIMEOUT_S = 30.0
 
 
 class ServerSampler:
-    """Samples on servers that all ranks share. addresses: "host:port" of each; model: the policy, not yet sharded;
-    sends: whether this rank, the first one, sends the weights; max_model_len: longest prompt and completion together.
+    """Samples on servers that all ranks share. addresses: "host:port" of each; model: whose weights they will get;
+    device: where those are when they are sent; sends: whether this rank, the first one, sends them; max_model_len:
+    longest prompt and completion together.
 
     timeout_s: how long no completion may come, or a request take that is not for one. Raises SamplerError if a server
     cannot be reached, ConfigError if its window is too short.
@@ -56,6 +57,7 @@ class ServerSampler:
         *,
         eos_ids: Sequence[int],
         max_model_len: int,
+        device: torch.device,
         sends: bool,
         token: str,
         rows: int = 512,
@@ -64,7 +66,7 @@ class ServerSampler:
         self.urls = [address if "://" in address else f"http://{address}" for address in addresses]
         self.eos_ids = list(eos_ids)
         self.sends, self.rows, self.timeout_s = sends, rows, timeout_s
-        self.cuda = model.device.type == "cuda"
+        self.cuda = device.type == "cuda"
         self.source = _policy_source(model)
         self.loads, self.token = 0, token
         self.engine: Any = None
@@ -253,16 +255,19 @@ class _Fleet:
 
 
 def _policy_source(model: PreTrainedModel) -> WeightSource:
-    """vLLM's WeightSource of a policy: the names and shapes of the model before it is sharded, and the weights that
-    `weights` is set to for each load."""
+    """vLLM's WeightSource of a policy: the names and shapes of the model's weights, and what `weights` is set to for
+    each load."""
     from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
     class PolicySource(WeightSource):
         weights: Iterator[tuple[str, Tensor]] = iter(())
 
         def __init__(self) -> None:
-            named = adapters.whole(model)
-            self.meta = [ParamMeta(name, parts[0].dtype, tuple(parts[0].shape)) for name, parts, _ in named]
+            self.meta = [
+                # (of a weight that is sharded DeepSpeed knows the whole shape)
+                ParamMeta(name, parts[0].dtype, tuple(getattr(parts[0], "ds_shape", parts[0].shape)))
+                for name, parts, _ in adapters.whole(model)
+            ]
 
         def metadata(self) -> list[ParamMeta]:
             return self.meta

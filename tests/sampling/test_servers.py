@@ -13,9 +13,9 @@ import torch
 from helpers import trained_logprobs
 from vllm_runs import EOS, SMALL, comparable, moved, requests, sample, tokens, weights
 
-from luffy import make_config, train
+from luffy import benchmarks, evaluate_models, make_config, train
 from luffy.errors import ConfigError, SamplerError
-from luffy.model.loading import load_model
+from luffy.model.loading import load_model, load_tokenizer
 from luffy.runs import RunDirectory
 from luffy.sampling.local import TransformersSampler
 from luffy.sampling.protocol import SamplingParams
@@ -64,6 +64,7 @@ def healthy(address):
 
 def connect(servers, model, **values):
     usual = {"eos_ids": [EOS], "max_model_len": 256, "sends": True, "token": secrets.token_hex(4)}
+    usual["device"] = model.device
     return ServerSampler(servers, model, **{**usual, **values})
 
 
@@ -121,6 +122,31 @@ def test_ranks_share_the_servers(servers, undisturbed, tmp_path):
     done = subprocess.run([*command, "--run-dir", str(tmp_path / "run")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert comparable(RunDirectory(tmp_path / "run")) == comparable(undisturbed)
+
+
+def test_evaluation_on_one_and_on_two_servers(servers, tmp_path):
+    """The answers of vLLM in a child process, of a model that the servers were not started with."""
+    model = load_model("tiny", device="cpu")
+    moved(model, 1)
+    model.save_pretrained(tmp_path / "model")
+    load_tokenizer("tiny").save_pretrained(tmp_path / "model")
+    loaded, answers = benchmarks.load(["chain"], limit=12), []
+    for name, where in {"child": (), "one": servers[:1], "two": servers}.items():
+        settings = dict(samples=2, sampler="vllm", vllm_servers=where, device="cpu", verifier_workers=1)
+        found = evaluate_models(str(tmp_path / "model"), loaded, tmp_path / name, max_completion_length=64, **settings)
+        answers.append([answer for _, row in sorted(found["model"].completions().items()) for answer in row])
+    assert answers[0] == answers[1] == answers[2] and len(answers[0]) == 24
+
+
+def test_thousands_of_requests_wait_at_a_server(servers):
+    """Far more than a server works on at once (512): they wait there, and no time-out counts their waiting."""
+    model = load_model("tiny", device="cpu").eval()
+    sampler = connect(servers[:1], model, rows=3000, timeout_s=60)
+    sampler.load_weights(weights(model))
+    reqs = requests(lengths=(9,), generations=3000)
+    found = dict(sampler.sample(reqs, SamplingParams(4)))
+    assert sorted(found) == list(range(3000))
+    sampler.close()
 
 
 def test_weights_of_another_trainer_are_noticed(servers):
