@@ -86,13 +86,17 @@ class Launch:
     """host:port of one of several machines, where they find each other; the run ends if that one is lost."""
     max_restarts: int = 0
     """How often a run goes on from its last checkpoint after a process has failed or a machine was lost."""
+    node_timeout: float = 300.0
+    """Seconds without a sign of life after which a process counts as lost."""
 
     @property
     def several(self) -> bool:
         return self.nproc > 1 or self.nnodes != "1"
 
     def check(self) -> None:
-        """Raises ConfigError if machines could not find each other."""
+        """Raises ConfigError if machines could not find each other, or would not wait for each other."""
+        if self.node_timeout < 10:
+            raise ConfigError(f"--node-timeout is at least 10 s, not {self.node_timeout:g}")
         if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", self.nnodes):
             raise ConfigError(f"--nnodes is a number or MIN:MAX, not {self.nnodes!r}")
         if self.nnodes != "1" and not re.fullmatch(r".+:\d+", self.rdzv):
@@ -201,6 +205,7 @@ def resume(run_dir: tyro.conf.Positional[Path], *, launch: Annotated[Launch, tyr
 def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     """Goes on as torch's launcher of this command line in several processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["LUFFY_NODE_TIMEOUT"] = str(launch.node_timeout)
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.nproc}"]
     if launch.nnodes == "1":
         launcher += ["--standalone"]

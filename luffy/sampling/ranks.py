@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..errors import ConfigError
+from . import alive
 
 T = TypeVar("T")
 
@@ -98,6 +99,7 @@ def launched(backend: str = "gloo", timeout: timedelta = TIMEOUT) -> Ranks:
         torch.cuda.set_device(ranks.local_rank)
     if ranks.size > 1 and not dist.is_initialized():
         dist.init_process_group(backend, timeout=timeout)
+        alive.watch(ranks.rank, ranks.size)
     return ranks
 
 

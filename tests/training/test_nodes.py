@@ -28,11 +28,12 @@ LUFFY = [sys.executable, "-m", "luffy.cli"]
 WAIT_S = 240
 
 
-def test_a_lost_machine_costs_the_steps_since_the_checkpoint(tmp_path):
-    """One of two is killed with its process; the other goes on alone from the last checkpoint, with the numbers of a
-    run that is resumed from there."""
+@pytest.mark.parametrize("silent", [False, True], ids=["ends", "falls silent"])
+def test_a_lost_machine_costs_the_steps_since_the_checkpoint(tmp_path, silent):
+    """One of two is killed with its process, or stands still; the other goes on alone from the last checkpoint, with
+    the numbers of a run that is resumed from there."""
     run, copy, port = RunDirectory(tmp_path / "run"), tmp_path / "copy", free_port()
-    nodes = ["--nnodes=1:2", f"--rdzv=127.0.0.1:{port}", "--max-restarts=2"]
+    nodes = ["--nnodes=1:2", f"--rdzv=127.0.0.1:{port}", "--max-restarts=2", "--node-timeout=20"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PET_RDZV_CONF": "last_call_timeout=15,join_timeout=200"}
     command = [*LUFFY, "train", *FLAGS, *nodes, "--run-dir", str(run.path)]
     logs = [open(tmp_path / f"{name}.log", "w") for name in ("host", "other")]  # noqa: SIM115
@@ -45,6 +46,9 @@ def test_a_lost_machine_costs_the_steps_since_the_checkpoint(tmp_path):
         for process in (host, other):  # the checkpoint that the rest begins from
             to_all(process, signal.SIGSTOP)
         shutil.copytree(run.path, copy, symlinks=True)
+        if silent:
+            to_all(host, signal.SIGCONT)
+            wait_for(lambda: "no sign of life" in (tmp_path / "host.log").read_text(), host, tmp_path)
         to_all(other, signal.SIGKILL)
         to_all(host, signal.SIGCONT)
         assert host.wait(timeout=WAIT_S) == 0, (tmp_path / "host.log").read_text()[-3000:]
@@ -90,6 +94,7 @@ def wait_for(condition, process, folder):
     [
         (["--nnodes=2"], "several machines need --rdzv"),
         (["--nnodes=two", "--rdzv=a:1"], "is a number or MIN:MAX"),
+        (["--nproc=2", "--node-timeout=1"], "at least 10 s"),
         (["--nproc=2", "--engine=torch"], "--nproc 2 needs engine deepspeed"),
         (["--nnodes=2", "--rdzv=a:1", "--engine=torch"], "--nnodes 2 needs engine deepspeed"),
     ],
