@@ -31,15 +31,16 @@ def group_advantages(
     baseline_mask: (B,) bool, the rows whose mean (and deviation) is the baseline; default all rows of the group,
         i.e. the union of on- and off-policy. Every row is centred, also those outside the mask.
     scale_rewards: "none" (Dr. GRPO: R - mean) or "group" (divided by the baseline rows' unbiased standard deviation
-        + 1e-6; where these rows have no spread the difference stays unscaled, so a group without spread gets 0).
+        + 1e-6; where these rows have no spread the difference stays unscaled, so a group without spread gets 0), or
+        "mean" (divided by the baseline rows' mean, 0 where that is 0: MaxRL, arXiv 2602.02710).
 
     Returns (B,) in the dtype of rewards. Raises ValueError for wrong shapes, an unknown scale_rewards, or a group
     none of whose rows is in the baseline.
     """
     if rewards.ndim != 1 or group_ids.shape != rewards.shape:
         raise ValueError(f"rewards and group_ids must both be (B,), not {rewards.shape} and {group_ids.shape}")
-    if scale_rewards not in ("none", "group"):
-        raise ValueError(f"scale_rewards is 'none' or 'group', not {scale_rewards!r}")
+    if scale_rewards not in ("none", "group", "mean"):
+        raise ValueError(f"scale_rewards is 'none', 'group' or 'mean', not {scale_rewards!r}")
     if not rewards.is_floating_point():
         rewards = rewards.float()
     if baseline_mask is None:
@@ -61,6 +62,9 @@ def group_advantages(
     advantages = rewards - mean[group]
     if scale_rewards == "none":
         return advantages
+    if scale_rewards == "mean":
+        scaled = advantages / torch.where(mean == 0, torch.ones_like(mean), mean)[group]
+        return torch.where((mean == 0)[group], torch.zeros_like(scaled), scaled)
     variance = zeros.index_add(0, group, advantages.square() * weight) / (count - 1).clamp(min=1)
     scale = torch.where(flat, torch.ones_like(variance), variance.sqrt() + STD_EPSILON)
     return advantages / scale[group]
@@ -71,20 +75,27 @@ class Ratios:
     """How the ratios of the policy term are shaped and bounded.
 
     off_shaping: f on off-policy ratios; on_shaping: f on both probabilities of an on-policy ratio; None: no shaping.
-    clip: (eps_low, eps_high) of PPO's pessimistic bound on on-policy ratios; None: no clip.
+    level: an on-policy ratio is of a "token", of its "row" (the geometric mean over the row's on-policy tokens, with
+        the token's own gradient: GSPO, arXiv 2507.18071), or "none", a 1 with the gradient of log pi (REINFORCE).
+    clip: (eps_low, eps_high) of the bound on on-policy ratios; None: no clip. clip_kind: it bounds the loss ("ppo",
+        pessimistic), or the "weight" of log pi, whose gradient stays (CISPO, arXiv 2506.13585).
     off_ratio_clip: (low, high), either may be None, bounds the shaped off-policy ratio.
+    off_clip: (eps_low, eps_high) of PPO's bound on shaped off-policy ratios; None: no clip.
     """
 
     off_shaping: Shape | None = None
     on_shaping: Shape | None = None
     clip: tuple[float, float] | None = None
     off_ratio_clip: tuple[float | None, float | None] = (None, None)
+    level: str = "token"
+    clip_kind: str = "ppo"
+    off_clip: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """The policy loss of every token, (N,) float with gradient, its ratio, and (N,) bool: on-policy tokens that the
-    clip holds, off-policy tokens below and above the bounds of their ratio."""
+    """The policy loss of every token, (N,) float with gradient, its ratio, and (N,) bool: tokens that the clip holds,
+    off-policy tokens below and above the bounds of their ratio."""
 
     losses: Tensor
     ratios: Tensor
@@ -100,8 +111,10 @@ def token_losses(
     off_policy: Tensor,
     ratios: Ratios,
     teacher_logp: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> TokenLosses:
     """-ratio * advantage of every token (Eq. 5 and 6, negated). All tensors are (N,); gradient flows through logp.
+    rows: int64, the row of each token, for ratios of rows.
 
     Off-policy tokens: ratio = off_shaping(exp(logp - teacher_logp)); teacher_logp None means pi_phi = 1. A token at a
         bound of off_ratio_clip has no gradient. Their old_logp is never read.
@@ -110,16 +123,17 @@ def token_losses(
     """
     on = ~off_policy
     on_logp, on_old, on_advantage = logp[on], old_logp[on], advantages[on]
-    on_ratio = (on_logp - on_old).exp()
+    on_ratio = _ratio(on_logp, on_old, ratios.level, None if rows is None else rows[on])
     if ratios.on_shaping is not None:
         on_ratio = ratios.on_shaping(on_logp.exp()) / ratios.on_shaping(on_old.exp())
-    on_losses = -on_advantage * on_ratio
     clipped = torch.zeros_like(off_policy)
-    if ratios.clip is not None:
-        low, high = ratios.clip
-        bounded = -on_advantage * on_ratio.clamp(1 - low, 1 + high)
-        clipped[on] = bounded > on_losses
-        on_losses = torch.maximum(on_losses, bounded)
+    if ratios.clip_kind == "weight":
+        low, high = ratios.clip or (1.0, torch.inf)
+        weight = on_ratio.detach().clamp(1 - low, 1 + high)
+        clipped[on] = weight != on_ratio.detach()
+        on_losses = -on_advantage * weight * on_logp
+    else:
+        on_losses, clipped[on] = _bounded(on_advantage, on_ratio, ratios.clip)
 
     off_logp = logp[off_policy]
     off_log_ratio = off_logp if teacher_logp is None else off_logp - teacher_logp[off_policy]
@@ -134,10 +148,35 @@ def token_losses(
     if least is not None or most is not None:
         off_ratio = off_ratio.clamp(least, most)
 
+    off_losses, clipped[off_policy] = _bounded(advantages[off_policy], off_ratio, ratios.off_clip)
     losses, shown = torch.zeros_like(logp), torch.zeros_like(logp)
-    losses = losses.index_put((on,), on_losses).index_put((off_policy,), -advantages[off_policy] * off_ratio)
+    losses = losses.index_put((on,), on_losses).index_put((off_policy,), off_losses)
     shown[on], shown[off_policy] = on_ratio.detach(), off_ratio.detach()
     return TokenLosses(losses, shown, clipped, below, above)
+
+
+def _ratio(logp: Tensor, old_logp: Tensor, level: str, rows: Tensor | None) -> Tensor:
+    """pi / pi_old of a token or a row, or 1, with gradient."""
+    if level == "none":
+        return (logp - logp.detach()).exp()
+    if level == "row":
+        if rows is None:
+            raise ValueError("ratios of rows need the row of each token")
+        _, row = torch.unique(rows, return_inverse=True)
+        zeros = logp.new_zeros(int(row.max()) + 1 if len(row) else 0)
+        count = zeros.index_add(0, row, torch.ones_like(logp))
+        mean = zeros.index_add(0, row, (logp - old_logp).detach()) / count
+        return (mean[row] + logp - logp.detach()).exp()
+    return (logp - old_logp).exp()
+
+
+def _bounded(advantage: Tensor, ratio: Tensor, clip: tuple[float, float] | None) -> tuple[Tensor, Tensor]:
+    """-ratio * advantage, with PPO's pessimistic bound, and which tokens that holds."""
+    losses = -advantage * ratio
+    if clip is None:
+        return losses, torch.zeros_like(losses, dtype=torch.bool)
+    bounded = -advantage * ratio.clamp(1 - clip[0], 1 + clip[1])
+    return torch.maximum(losses, bounded), bounded > losses
 
 
 def policy_scale(weights: Tensor, rows: Tensor, *, loss_type: str, window: int) -> Tensor:

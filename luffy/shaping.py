@@ -99,6 +99,37 @@ class Power:
         return self.exponent * ratio**self.exponent
 
 
+@dataclass(frozen=True)
+class Parabola:
+    """f(x) = x - x^2 / 2, whose weight x (1 - x) leaves out what is sure and what is hopeless (CHORD's phi, Zhang et
+    al. 2025, arXiv 2508.11408)."""
+
+    def __call__(self, ratio: Tensor) -> Tensor:
+        return ratio - ratio.square() / 2
+
+    def gradient_weight(self, ratio: Tensor) -> Tensor:
+        return ratio * (1 - ratio)
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """f(x) = x / alpha below alpha, 1 + log(x / alpha) above: the weight min(1, x / alpha) imitates all but what the
+    policy finds unlikely (TRAPO's TrSFT, arXiv 2512.17636)."""
+
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be positive, not {self.alpha}")
+
+    def __call__(self, ratio: Tensor) -> Tensor:
+        scaled = ratio / self.alpha
+        return torch.where(scaled < 1, scaled, 1 + scaled.clamp(min=1).log())
+
+    def gradient_weight(self, ratio: Tensor) -> Tensor:
+        return (ratio / self.alpha).clamp(max=1)
+
+
 def _sqrt() -> Power:
     return Power(0.5)
 
@@ -110,12 +141,15 @@ SHAPINGS: dict[str, Callable[..., Shaping]] = {
     "prob_plus_log": ProbPlusLog,
     "sqrt": _sqrt,
     "power": Power,
+    "parabola": Parabola,
+    "trust_region": TrustRegion,
 }
 
 
 def get(name: str, **params: float) -> Shaping:
     """The shaping of that name: "none", "regularized" (gamma=0.1), "log" (weight=0.1), "prob_plus_log" (weight=0.1),
-    "sqrt" or "power" (exponent=0.5). Raises ValueError for an unknown name or a parameter it does not take.
+    "sqrt" or "power" (exponent=0.5), "parabola", "trust_region" (alpha=0.1). Raises ValueError for an unknown name or a
+    parameter that it does not take.
     """
     if name not in SHAPINGS:
         raise ValueError(f"no shaping {name!r}: there are {', '.join(SHAPINGS)}")

@@ -10,6 +10,7 @@ import argparse
 import io
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -54,8 +55,8 @@ def accept(runs: Runs, folder: Path = FOLDER) -> None:
             _picture(name, runs, folder.parent / "readme" / f"{name}.png", dpi=README_DPI)
 
 
-def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
-    """What differs from the baseline, a line each; empty if nothing does."""
+def drift(runs: Runs, folder: Path = FOLDER, pictures: Sequence[str] = FIGURES) -> list[str]:
+    """What differs from the baseline, a line each; empty if nothing does. pictures: those to be drawn and compared."""
     from matplotlib.testing.compare import compare_images
 
     found = [
@@ -76,7 +77,7 @@ def drift(runs: Runs, folder: Path = FOLDER) -> list[str]:
         except AssertionError as error:
             found.append(f"{name}: the data has changed: {' '.join(str(error).split())[:200]}")
     with tempfile.TemporaryDirectory() as scratch:
-        for name in FIGURES:
+        for name in pictures:
             if not (folder / f"{name}.png").is_file():
                 found.append(f"{name}: no baseline picture")
                 continue

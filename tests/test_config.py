@@ -162,7 +162,7 @@ def test_round_trip_and_loose_numbers(tmp_path):
 
 
 def test_every_field_has_a_line_of_help():
-    sources = [(ROOT / "luffy" / "config.py"), *(ROOT / "luffy" / "methods").glob("*.py")]
+    sources = [(ROOT / "luffy" / "config.py"), *(ROOT / "luffy" / "methods").rglob("*.py")]
     lines = [line for path in sources for line in path.read_text().splitlines()]
     for name in field_names():
         places = [i for i, text in enumerate(lines) if text.startswith(f"    {name}: ")]

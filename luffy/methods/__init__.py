@@ -6,12 +6,15 @@ from .mixed import Luffy, Mixed, MixedShaping
 from .on_policy import OnPolicy, OnPolicyNoClip, OnPolicyShaping
 from .supervised import SFT, SFTRL, RLSFTLoss
 
+# isort: split
+from .arena import ARENA_METHODS
+
 PAPER_METHODS = (
     "on_policy", "on_policy_shaping", "on_policy_no_clip", "mixed", "mixed_shaping", "luffy", "sft", "rl_sft_loss",
     "sft_rl",
 )  # fmt: skip
 
 __all__ = [
-    "METHODS", "PAPER_METHODS", "SFT", "SFTRL", "Luffy", "Method", "Mixed", "MixedShaping", "OnPolicy",
+    "ARENA_METHODS", "METHODS", "PAPER_METHODS", "SFT", "SFTRL", "Luffy", "Method", "Mixed", "MixedShaping", "OnPolicy",
     "OnPolicyNoClip", "OnPolicyShaping", "RLSFTLoss", "full_name", "get", "register",
 ]  # fmt: skip

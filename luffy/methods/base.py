@@ -6,12 +6,10 @@ import importlib
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar, dataclass_transform
 
-from torch import Tensor
-
 from ..errors import ConfigError
 from ..objective import Ratios
 from .fields import NonNegative, settings
-from .rows import ROLLOUT, Batch, Draw, Memory, Rounds, Signal
+from .rows import ROLLOUT, Batch, Draw, Memory, Now, Rounds, Signal
 
 
 class RunConfig(Protocol):
@@ -33,6 +31,7 @@ class Method:
     name: ClassVar[str] = ""
     label: ClassVar[str] = ""
     samples: ClassVar[bool] = True  # whether any of its rows is sampled
+    scores_foreign: ClassVar[bool] = False  # whether `live` reads old log-probs of foreign tokens
     defaults: ClassVar[dict[str, Any]] = {}  # values of other fields of the configuration that it starts from
 
     entropy_coef: NonNegative = 1e-4
@@ -53,9 +52,9 @@ class Method:
         """What every token of a step counts for."""
         raise NotImplementedError
 
-    def live(self, signal: Signal, logp: Tensor, entropy: Tensor) -> Signal:
+    def live(self, signal: Signal, now: Now) -> Signal:
         """The signal again, where it follows the policy that is being updated. Called for every micro-batch, whose rows
-        are whole, with its tokens' log-probs and entropies (without gradient). Denominators stay as they were."""
+        are whole, with what that policy says of its tokens. Denominators stay as they were."""
         return signal
 
     def remember(self, memory: Memory, batch: Batch) -> None:
@@ -81,6 +80,11 @@ class Method:
     def needs_teacher(self) -> bool:
         """Whether it wants the teacher's log-probs of every trace."""
         return False
+
+    def reference(self, model: str) -> str | None:
+        """The model whose log-probs of the policy's own tokens are wanted, None if none are. model: the one that the
+        run starts from."""
+        return model if self.beta and self.samples else None
 
     def check(self, config: RunConfig) -> None:
         """Raises ConfigError if the rest of the configuration does not go with the method."""

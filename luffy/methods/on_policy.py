@@ -20,8 +20,8 @@ from .rows import Batch, Signal
 class Grouped(Method):
     """What all methods with rollouts share: the advantage over the group, and the ratio of on-policy tokens."""
 
-    scale_rewards: Literal["none", "group"] = "none"
-    """Advantages: "none" (Dr. GRPO) or "group" (divided by the group's standard deviation)."""
+    scale_rewards: Literal["none", "group", "mean"] = "none"
+    """Advantages: "none" (Dr. GRPO), "group" (divided by the group's standard deviation) or "mean" (by its mean)."""
     mask_truncated_completions: bool = False
     """Give rollouts that the window has cut no advantage."""
     epsilon: Clip | None = None
@@ -51,9 +51,9 @@ class Grouped(Method):
         shape = shaping.get(self.on_shaping, **parameters.get(self.on_shaping, {}))
         return Ratios(on_shaping=None if self.on_shaping == "none" else shape, clip=clip)
 
-    def advantages(self, batch: Batch, baseline: str = "union") -> Tensor:
-        """(B,): over the group's baseline (Eq. 4)."""
-        advantages = batch.advantages(baseline=baseline, scale_rewards=self.scale_rewards)
+    def advantages(self, batch: Batch, baseline: str = "union", among: Tensor | None = None) -> Tensor:
+        """(B,): over the group's baseline (Eq. 4). among: (B,) bool, the rows that it may have; default all."""
+        advantages = batch.advantages(baseline=baseline, scale_rewards=self.scale_rewards, among=among)
         if self.mask_truncated_completions:
             cut = batch.of_rows(lambda row: row.truncated and not row.off_policy)
             advantages = torch.where(cut, 0.0, advantages)

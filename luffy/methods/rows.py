@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,19 +41,33 @@ class Trace:
 
 @dataclass(frozen=True)
 class Start:
-    """How a row begins: with foreign tokens, as `Trace`, behind which the policy goes on, unless they are the whole."""
+    """How a row begins: with foreign tokens, as `Trace`, behind which the policy goes on, unless they are the whole.
+
+    problem: which one it answers, if not the group's; in a group each problem has its own baseline. replayed: the
+    tokens are the policy's own, of an earlier step. apart: the row is learned from in an optimiser step of its own,
+    with the others of the step that are, after the usual ones.
+    """
 
     tokens: np.ndarray = field(default_factory=lambda: NO_TOKENS)
     logprobs: np.ndarray | None = None
     whole: bool = False
+    problem: int | None = None
+    replayed: bool = False
+    apart: bool = False
 
 
 ROLLOUT = Start()
 
 
-def whole(trace: Trace) -> Start:
+def whole(trace: Trace, **values: Any) -> Start:
     """A row that is the trace."""
-    return Start(trace.tokens, trace.logprobs, whole=True)
+    return Start(trace.tokens, trace.logprobs, whole=True, **values)
+
+
+def begun(trace: Trace, share: float, **values: Any) -> Start:
+    """A row that begins with a share of the trace, rounded down, and goes on by itself for one token at least."""
+    head = trace.head(min(int(share * len(trace.tokens)), len(trace.tokens) - 1))
+    return Start(head.tokens, head.logprobs, **values)
 
 
 @dataclass
@@ -63,7 +78,8 @@ class Row:
     prompt_ids, token_ids: (P,), (n,) int32. foreign: how many leading tokens the policy did not sample in this step.
     logprobs: (n,) float32, the log-prob of each token under whoever wrote it: the sampler, the teacher, an earlier
         policy; NaN where unknown. truncated: the window ended before the end of the answer.
-    reward: set by the verifier; NaN if a reward function has not judged it.
+    reward: set by the verifier; NaN if a reward function has not judged it. round: in which it was made, from 0.
+    replayed, apart: as in `Start`.
     """
 
     problem: int
@@ -76,6 +92,9 @@ class Row:
     truncated: bool
     text: str = ""
     reward: float = 0.0
+    round: int = 0
+    replayed: bool = False
+    apart: bool = False
 
     @property
     def judged(self) -> bool:
@@ -97,10 +116,15 @@ class Row:
 
 
 class Memory:
-    """What a method keeps from step to step, by problem: starts of later rows. It is saved in every checkpoint."""
+    """What a method keeps from step to step, by problem: starts of later rows, and a number. It is saved in every
+    checkpoint. Problems are in the order in which they came."""
 
     def __init__(self) -> None:
         self.starts: dict[int, list[Start]] = {}
+        self.numbers: dict[int, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.starts or self.numbers)
 
     def of(self, problem: int) -> list[Start]:
         return self.starts.get(problem, [])
@@ -111,6 +135,7 @@ class Memory:
 
     def forget(self, problem: int) -> None:
         self.starts.pop(problem, None)
+        self.numbers.pop(problem, None)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of it, as arrays that a file can hold."""
@@ -124,11 +149,14 @@ class Memory:
             "known": np.array([start.logprobs is not None for _, start in flat], np.bool_),
             "tokens": np.concatenate([NO_TOKENS, *(start.tokens for _, start in flat)]).astype(np.int32),
             "logprobs": np.concatenate([np.zeros(0, np.float32), *known]).astype(np.float32),
+            "numbered": np.array(list(self.numbers), np.int64),
+            "numbers": np.array(list(self.numbers.values()), np.float64),
         }
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Becomes what `arrays` was made from."""
         self.starts = {}
+        self.numbers = dict(zip(arrays["numbered"].tolist(), arrays["numbers"].tolist(), strict=True))
         ends = np.cumsum(arrays["lengths"])
         columns = (arrays["problems"], arrays["lengths"], ends, arrays["whole"], arrays["known"])
         for problem, length, end, complete, known in zip(*(column.tolist() for column in columns), strict=True):
@@ -139,7 +167,12 @@ class Memory:
 @dataclass(frozen=True)
 class Draw:
     """What a method knows of a group before it is made: the problem and its traces, how many rows a group has, the step
-    (from 0), what the method remembers, and the seed from which its random numbers derive."""
+    (from 0), what the method remembers, and the seed from which its random numbers derive.
+
+    group: the group's number in the step, of `groups`. problems: the traces of every problem there is. spare: the
+    problem that takes the place of this one at the nth attempt (from 0), of those that the step does not have; None if
+    there is none.
+    """
 
     problem: int
     traces: Sequence[Trace]
@@ -147,6 +180,10 @@ class Draw:
     seed: int
     step: int
     memory: Memory
+    group: int = 0
+    groups: int = 1
+    problems: Sequence[Sequence[Trace]] = ()
+    spare: Callable[[int], int | None] = lambda attempt: None
 
     def rng(self, stream: int) -> np.random.Generator:
         """Random numbers that depend on (seed, step, problem) and the stream alone."""
@@ -156,6 +193,11 @@ class Draw:
         """`wanted` different traces of the problem, or all if there are fewer."""
         return [self.traces[i] for i in self.rng(TRACES).permutation(len(self.traces))[:wanted]]
 
+    def others(self, wanted: int, stream: int) -> list[int]:
+        """`wanted` different problems with traces, of all there are but this one."""
+        known = [i for i, traces in enumerate(self.problems) if traces and i != self.problem]
+        return [known[i] for i in self.rng(stream).permutation(len(known))[:wanted]]
+
 
 Rounds = Generator[list[Start], list[Row], None]
 
@@ -164,16 +206,17 @@ Rounds = Generator[list[Start], list[Row], None]
 class Batch:
     """All rows of a step, whole groups, and their tokens on one flat axis (N,) in the order of the rows.
 
-    lengths: (B,) int64; foreign: (N,) bool; logprobs: (N,) float32 as in `Row`.
+    lengths: (B,) int64; foreign: (N,) bool; logprobs: (N,) float32 as in `Row`. step: from 0.
     """
 
     rows: Sequence[Row]
     lengths: Tensor
     foreign: Tensor
     logprobs: Tensor
+    step: int = 0
 
     @staticmethod
-    def of(rows: Sequence[Row]) -> Batch:
+    def of(rows: Sequence[Row], step: int = 0) -> Batch:
         lengths = [len(row.token_ids) for row in rows]
         foreign = [np.arange(length) < row.foreign for length, row in zip(lengths, rows, strict=True)]
         return Batch(
@@ -181,6 +224,7 @@ class Batch:
             torch.tensor(lengths, dtype=torch.long),
             torch.from_numpy(np.concatenate([np.zeros(0, np.bool_), *foreign])),
             torch.from_numpy(np.concatenate([np.zeros(0, np.float32), *(row.logprobs for row in rows)])),
+            step,
         )
 
     @property
@@ -196,14 +240,36 @@ class Batch:
         """(N,): the value of each token's row, from (B,)."""
         return values.repeat_interleave(self.lengths)
 
-    def advantages(self, *, baseline: str = "union", scale_rewards: str = "none") -> Tensor:
+    @property
+    def groups(self) -> Tensor:
+        """(B,) int64: numbers that rows of one group and problem share."""
+        places: dict[tuple[int, int], int] = {}
+        return torch.tensor([places.setdefault((row.group, row.problem), len(places)) for row in self.rows])
+
+    def per_group(self, value: Callable[[Row], bool]) -> Tensor:
+        """(B,) int64: of how many rows of each row's group it is true."""
+        found = self.of_rows(value).long()
+        return torch.zeros_like(found).index_add(0, self.groups, found)[self.groups]
+
+    def last_round(self) -> Tensor:
+        """(B,) bool: the rows that were made in the last round of their group."""
+        last: dict[int, int] = {}
+        for row in self.rows:
+            last[row.group] = max(row.round, last.get(row.group, 0))
+        return self.of_rows(lambda row: row.round == last[row.group])
+
+    def advantages(
+        self, *, baseline: str = "union", scale_rewards: str = "none", among: Tensor | None = None
+    ) -> Tensor:
         """(B,) float32: reward over the group's baseline, "union" (Eq. 4) or "on_policy" (the rows without foreign
-        tokens); 0 for a row that no one has judged, which is in no baseline either."""
+        tokens); 0 for a row that no one has judged, which is in no baseline either. among: (B,) bool, the rows that a
+        baseline may have; default all."""
         if not self.rows:
             return torch.zeros(0)
         judged = self.of_rows(lambda row: row.judged)
         counted = judged if baseline == "union" else judged & self.of_rows(lambda row: row.foreign == 0)
-        groups = torch.tensor([row.group for row in self.rows])
+        counted = counted if among is None else counted & among
+        groups = self.groups
         empty = ~torch.isin(groups, groups[counted])  # the rows of groups without a baseline
         advantages = group_advantages(
             torch.tensor([row.reward if row.judged else 0.0 for row in self.rows]),
@@ -212,6 +278,30 @@ class Batch:
             baseline_mask=counted | empty,
         )
         return torch.where(judged & ~empty, advantages, 0.0)
+
+
+@dataclass(frozen=True)
+class Now:
+    """What the policy that is being updated says of some tokens, (M,) float32 each, without gradient.
+
+    logp, entropy: under that policy. old_logp: under the policy that has sampled; of foreign tokens only for a method
+    that asks for it (`scores_foreign`). reference_logp: of own tokens under the method's reference model, if it has
+    one. rows: (M,) int64, the row of each token; whole rows are there.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    old_logp: Tensor
+    reference_logp: Tensor | None
+    rows: Tensor
+
+    def row_means(self, values: Tensor, where: Tensor) -> Tensor:
+        """(M,): the mean of each token's row over the tokens of it that are chosen, (M,) bool; 0 where there are
+        none."""
+        _, row = torch.unique(self.rows, return_inverse=True)
+        zeros = values.new_zeros(int(row.max()) + 1 if len(row) else 0)
+        count = zeros.index_add(0, row, where.to(values.dtype))
+        return (zeros.index_add(0, row, values * where) / count.clamp(min=1))[row]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def convert(file: Path, out: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # a model that was quantized cannot be saved: its weights go into one that was not
     model = type(read)(type(read.config).from_dict({**read.config.to_dict(), "quantization_config": None}))
-    model.to(torch.bfloat16).load_state_dict(read.state_dict())
+    torch.nn.Module.to(model, torch.bfloat16).load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(**where).save_pretrained(out)

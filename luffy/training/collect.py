@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,20 +16,24 @@ from ..evaluation.rewards import Reward
 from ..methods.rows import Draw, Memory, Rounds, Row, Start
 from ..sampling.protocol import Rollout, Sampler, SamplingParams, SamplingRequest
 from .clock import Clock
-from .problems import draw_problems
+from .problems import draw_problems, spare_problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+APART = 1 << 20  # more than a group has rows; keeps keys of random numbers apart
+
 
 @dataclass
 class _Group:
-    """A group that is being made: its number in the step, its problem, the method's rounds, and the rows so far."""
+    """A group that is being made: its number in the step, its problem, the method's rounds, the rows so far, and how
+    many rounds they were made in."""
 
     number: int
     problem: int
     rounds: Rounds
     rows: list[Row]
+    round: int = 0
 
 
 @dataclass
@@ -52,10 +57,15 @@ class Collector:
         sampling, seed = self.config.sampling, self.config.seed
         rows: list[Row] = []
         waiting: list[tuple[_Group, list[Start]]] = []
-        for number, index in enumerate(draw_problems(len(self.problems), sampling.rollout_batch_size, seed, step)):
+        count, traces = sampling.rollout_batch_size, [problem.traces for problem in self.problems]
+        drawn = draw_problems(len(self.problems), count, seed, step)
+        for number, index in enumerate(drawn):
             if groups is None or number in groups:
-                traces = self.problems[index].traces
-                draw = Draw(index, traces, sampling.num_generations, seed, step, self.memory)
+                spare = partial(spare_problem, len(self.problems), drawn, number, seed, step)
+                draw = Draw(
+                    index, traces[index], sampling.num_generations, seed, step, self.memory,
+                    group=number, groups=count, problems=traces, spare=spare,
+                )  # fmt: skip
                 rounds = self.config.method.rounds(draw)
                 waiting.append((_Group(number, index, rounds, []), next(rounds, [])))
         try:
@@ -82,11 +92,12 @@ class Collector:
                 place.append(row)
 
         requests: list[SamplingRequest] = []
-        asked: list[tuple[_Group, Start]] = []
+        asked: list[tuple[_Group, int, Start]] = []
         with self.clock.phase("sample"):
             for group, starts in waiting:
-                prompt = self.problems[group.problem].prompt_ids
                 for index, start in enumerate(starts, start=len(group.rows)):
+                    problem = group.problem if start.problem is None else start.problem
+                    prompt = self.problems[problem].prompt_ids
                     if start.whole:
                         add(group, self._row(group, index, start))
                     else:
@@ -97,20 +108,23 @@ class Collector:
                                 f"nothing of max_completion_length {self.config.data.max_completion_length}"
                             )
                         behind = np.concatenate([prompt, start.tokens]) if used else prompt
-                        requests.append(SamplingRequest(behind, group.problem, index, used))
-                        asked.append((group, start))
+                        # (another group may answer the same problem, and must not draw the same numbers)
+                        key = index if start.problem is None else (group.number + 1) * APART + index
+                        requests.append(SamplingRequest(behind, problem, key, used))
+                        asked.append((group, index, start))
             data, sampling = self.config.data, self.config.sampling
             params = SamplingParams(data.max_completion_length, sampling.temperature, seed=self.config.seed, step=step)
             for i, rollout in sampler.sample(requests, params) if requests else ():
                 if not np.isfinite(rollout.logprobs).all():
                     raise NonFiniteError("the policy's probabilities are not numbers")
-                group, start = asked[i]
-                add(group, self._row(group, requests[i].generation_index, start, rollout))
+                group, index, start = asked[i]
+                add(group, self._row(group, index, start, rollout))
         with self.clock.phase("verify"):
             for row, reward in zip(added, judged.finish(), strict=True):
                 row.reward = reward
         for group, _ in waiting:
             group.rows.sort(key=lambda row: row.index)
+            group.round += 1
 
     def _row(self, group: _Group, index: int, start: Start, rollout: Rollout | None = None) -> Row:
         """The row that a start becomes with what the policy has sampled behind it; without that it is whole."""
@@ -120,8 +134,12 @@ class Collector:
         else:
             tokens = np.concatenate([tokens, rollout.token_ids])
             logprobs, truncated = np.concatenate([logprobs, rollout.logprobs]), rollout.truncated
-        prompt = self.problems[group.problem].prompt_ids
-        return Row(group.problem, group.number, index, prompt, tokens, foreign, logprobs, truncated)
+        problem = group.problem if start.problem is None else start.problem
+        prompt = self.problems[problem].prompt_ids
+        return Row(
+            problem, group.number, index, prompt, tokens, foreign, logprobs, truncated,
+            round=group.round, replayed=start.replayed, apart=start.apart,
+        )  # fmt: skip
 
 
 def _known(start: Start) -> np.ndarray:

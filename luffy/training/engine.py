@@ -25,7 +25,7 @@ def learning_rate_factor(update: int, total: int, warmup: int, schedule: str, le
     """Factor on the peak learning rate at optimiser step `update` (from 0) of `total`; it decays to `least`."""
     if update < warmup:
         return (update + 1) / (warmup + 1)
-    left = (total - update) / max(1, total - warmup)
+    left = max(0, total - update) / max(1, total - warmup)  # (a method may make more steps than are usual)
     decayed = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[schedule]
     return least + (1 - least) * decayed
 

@@ -38,9 +38,9 @@ def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
     return model
 
 
-def load_reference(config: Config) -> PreTrainedModel:
-    """The base model, whole in every rank, in the policy's precision."""
-    return _load(config, config.model).requires_grad_(False)
+def load_reference(config: Config, name: str) -> PreTrainedModel:
+    """A model that only scores, whole in every rank, in the policy's precision."""
+    return _load(config, name).requires_grad_(False)
 
 
 def _load(config: Config, source: str | Path, *, sharded: bool = False) -> PreTrainedModel:

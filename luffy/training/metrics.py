@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.tokenization import TokenizedProblem
 from ..methods.rows import Row
 from ..sampling.ranks import Ranks
 from ..stats import mean
@@ -56,12 +58,15 @@ class Metrics:
         return dict(zip(names, quotients[1:], strict=True)) | dict(zip(self.tops, greatest, strict=True))
 
 
-def rollout_metrics(rows: Sequence[Row], advantages: Tensor, traces_wanted: int) -> dict[str, float]:
+def rollout_metrics(
+    rows: Sequence[Row], advantages: Tensor, traces_wanted: int, unused: Collection[int] = ()
+) -> dict[str, float]:
     """What the groups of a step look like: rewards, advantages, lengths; shares are of rows or groups. 0 where empty.
 
     advantages: (B,). "on" are the rows that the policy sampled from their first token, "off" the wholly foreign ones,
     "prefix" those that begin in foreign tokens and go on. groups/all_right and all_wrong look at the first kind only
     (where there are any); groups/without_trace is the share of groups with fewer than traces_wanted of the others.
+    unused: the places of rows that are not learned from.
     """
     parts = {
         "on": [row for row in rows if row.foreign == 0],
@@ -74,7 +79,10 @@ def rollout_metrics(rows: Sequence[Row], advantages: Tensor, traces_wanted: int)
     judged = [members for members in groups.values() if members]
     lengths = {name: [len(row.token_ids) for row in part] for name, part in {"mean": rows, **parts}.items()}
     prompts = [len(row.prompt_ids) for row in rows]
-    guided = Counter(row.group for row in rows if row.foreign)
+    guided = Counter(row.group for row in rows if row.foreign and not row.replayed)
+    asked: defaultdict[int, set[int]] = defaultdict(set)
+    for row in rows:
+        asked[row.group] |= set() if row.off_policy else {row.problem}
     return {
         "reward/mean": mean([row.reward for row in rows if row.judged]),
         **{f"reward/{name}": mean([row.reward for row in part if row.judged]) for name, part in parts.items()},
@@ -83,6 +91,9 @@ def rollout_metrics(rows: Sequence[Row], advantages: Tensor, traces_wanted: int)
         "groups/off_policy_share": mean([row.off_policy for row in rows]),
         "groups/prefix_share": mean([row.prefixed for row in rows]),
         "groups/without_trace": mean([guided[group] < traces_wanted for group in {row.group for row in rows}]),
+        "groups/redrawn": mean([len(problems) > 1 for problems in asked.values()]),
+        "rows/replayed": mean([row.replayed for row in rows]),
+        "rows/unused": len(unused) / max(1, len(rows)),
         "prefix/share": mean([row.foreign / len(row.token_ids) for row in parts["prefix"]]),
         "advantage/mean": advantages.mean().item() if len(rows) else 0.0,
         "advantage/max": max(advantages.tolist(), default=0.0),
@@ -96,3 +107,23 @@ def rollout_metrics(rows: Sequence[Row], advantages: Tensor, traces_wanted: int)
         "boxed/on": mean([boxed(row.text) for row in parts["on"]]),
         "truncated/off": mean([row.truncated for row in parts["off"]]),
     }
+
+
+def readable(
+    rows: Sequence[Row], advantages: Tensor, problems: Sequence[TokenizedProblem], groups: int = 2
+) -> list[dict[str, Any]]:
+    """The first groups of a step as a person wants to see them. advantages: (B,)."""
+    return [
+        {
+            "prompt": problems[row.problem].prompt_text,
+            "answer": problems[row.problem].problem.answer,
+            "completion": row.text,
+            "off_policy": row.off_policy,
+            "foreign_tokens": row.foreign,
+            "reward": row.reward if row.judged else None,
+            "advantage": round(advantage, 6),
+            "truncated": row.truncated,
+        }
+        for row, advantage in zip(rows, advantages.tolist(), strict=True)
+        if row.group < groups
+    ]

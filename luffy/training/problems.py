@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ORDER = 2**32 - 1  # last word of a key of random numbers, beside those of methods/rows.py
+# last words of keys of random numbers, beside those of methods/rows.py
+_ORDER, _SPARE = 2**32 - 1, 2**32 - 5
 
 
 def training_problems(config: Config) -> list[Problem]:
@@ -105,3 +107,12 @@ def draw_problems(count: int, per_step: int, seed: int, step: int) -> list[int]:
     epoch, place = divmod(step, count // per_step)
     order = np.random.default_rng([seed, epoch, _ORDER]).permutation(count)
     return [int(i) for i in order[place * per_step : (place + 1) * per_step]]
+
+
+def spare_problem(count: int, drawn: Sequence[int], group: int, seed: int, step: int, attempt: int) -> int | None:
+    """The problem that takes the place of a group's at an attempt (from 0): of those that the step does not have, each
+    for one group and attempt only; None when they are used up."""
+    rest = np.setdiff1d(np.arange(count), drawn)
+    order = np.random.default_rng([seed, step, _SPARE]).permutation(rest)
+    place = attempt * len(drawn) + group
+    return int(order[place]) if place < len(order) else None

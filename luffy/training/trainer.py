@@ -24,7 +24,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +47,7 @@ from .collect import Collector
 from .engine import model_logprobs
 from .engines import load_policy, load_reference, make_engine
 from .keeper import Keeper, machine_metrics
-from .metrics import Metrics, rollout_metrics
+from .metrics import Metrics, readable, rollout_metrics
 from .problems import tokenized, training_problems
 from .restart import Restarting
 from .update import MiniBatch, loss_terms, mini_batches, packed
@@ -89,14 +88,17 @@ class Trainer:
         per_step = config.sampling.rollout_batch_size // config.update.mini_batch_size * config.update.num_iterations
         self.engine = make_engine(self.model, config, config.max_steps * per_step, self.ranks)
         self.sampler = Restarting(sampler, self.engine.weights, self.ranks, self.clock, together=self.together)
-        self.start_step, self.totals = 0, Counter(prompts=0, generated_tokens=0, trained_tokens=0)
+        self.start_step, self.totals = 0, Counter(prompts=0, demonstrations=0, generated_tokens=0, trained_tokens=0)
         if found:
             self.start_step, folder = found
             self.load(folder)
         if self.ranks.first:
             run.add_to_manifest(data={"fingerprint": self.fingerprint, **counts}, ranks=self.ranks.size)
-        wanted = config.method.beta and config.method.samples and not config.engine.lora_r
-        self.reference = load_reference(config) if wanted else None
+        self.reference_name = config.method.reference(config.model)
+        without_adapters = bool(config.engine.lora_r) and self.reference_name == config.model
+        self.reference = None
+        if self.reference_name and not without_adapters:
+            self.reference = load_reference(config, self.reference_name)
         self.reward = make_reward(config.reward)
         self.collector = Collector(
             config, self.problems, self.tokenizer, self.reward,
@@ -155,7 +157,7 @@ class Trainer:
         config, rows = self.config, []
         try:
             rows = self.collect(step)
-            batch = Batch.of(rows)
+            batch = Batch.of(rows, step)
             with self.clock.phase("signal"):
                 signal = config.method.signal(batch)
                 parts = self.mini_batches(batch, signal)
@@ -168,13 +170,14 @@ class Trainer:
         config.method.remember(self.memory, batch)
         advantages = signal.advantage[batch.first]
         if keeper is not None:
-            keeper.samples(step + 1, lambda: self.readable(rows, advantages))
+            keeper.samples(step + 1, lambda: readable(rows, advantages, self.problems))
         first = updates[0] if updates else {}
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in first}
         # of the policy that has sampled: it has moved on in the other updates
         metrics |= {name: value for name, value in first.items() if name.startswith("sampler_gap/")}
         totals = {f"total/{name}": value for name, value in self.totals.items()}
-        return rollout_metrics(rows, advantages, config.method.traces_wanted()) | metrics | totals
+        unused = set(range(len(rows))) - set(signal.rows[signal.active].tolist())
+        return rollout_metrics(rows, advantages, config.method.traces_wanted(), unused) | metrics | totals
 
     def collect(self, step: int) -> list[Row]:
         """All rows of a step on every rank, with rewards, by group and place. The policy is not changed."""
@@ -185,6 +188,7 @@ class Trainer:
             mine = self.collector.collect(step, self.sampler.sampler, share)
         rows = sorted((row for rows in self.ranks.gather(mine) for row in rows), key=lambda row: (row.group, row.index))
         self.totals["prompts"] += self.config.sampling.rollout_batch_size
+        self.totals["demonstrations"] += sum(row.foreign > 0 and not row.replayed for row in rows)
         self.totals["generated_tokens"] += sum(len(row.token_ids) - row.foreign for row in rows)
         return rows
 
@@ -202,10 +206,11 @@ class Trainer:
             device=self.model.device,
         )
         for number, part in enumerate(parts):
-            own = torch.tensor([not row.off_policy for row in part.rows])  # of the others neither is read
-            if config.update.recompute_old_logp and number:  # the first one's come with its forward pass
-                part.old_logp = self.logprobs(part.rows, self.engine.token_logprobs, own)
-            if config.method.beta and config.method.samples:
+            own = torch.tensor([not row.off_policy for row in part.rows])
+            scored = torch.ones_like(own) if config.method.scores_foreign else own
+            if number and (config.update.recompute_old_logp or config.method.scores_foreign):
+                self.take_old_logp(part, self.logprobs(part.rows, self.engine.token_logprobs, scored))
+            if self.reference_name:
                 part.reference_logp = self.logprobs(part.rows, self.reference_logprobs, own)
         return parts
 
@@ -215,12 +220,12 @@ class Trainer:
         are not; the weights are then as they were."""
         config = self.config
         metrics = Metrics(self.model.device)
-        recompute, cap = config.update.recompute_old_logp and fresh, config.sampling.vllm_importance_sampling_cap
+        cap = config.sampling.vllm_importance_sampling_cap
 
         def loss(batch: MicroBatch) -> Tensor:
             logp, entropy = self.engine.token_logprobs(batch)
-            if recompute:
-                part.old_logp[batch.token_index] = logp.detach()
+            if fresh:
+                self.take_old_logp(part, logp.detach(), batch.token_index)
             terms = loss_terms(part, batch.token_index, logp, entropy, config.method, metrics, cap)
             return torch.stack(list(terms.values())).sum()
 
@@ -255,6 +260,14 @@ class Trainer:
         )
         return [batch.to(self.model.device) for batch in batches]
 
+    def take_old_logp(self, part: MiniBatch, logp: Tensor, at: Tensor | slice = slice(None)) -> None:
+        """Takes log-probs of the policy that has sampled for the old ones of all tokens, or of the foreign ones, as the
+        configuration and the method want."""
+        if self.config.update.recompute_old_logp:
+            part.old_logp[at] = logp
+        elif self.config.method.scores_foreign:
+            part.old_logp[at] = torch.where(part.signal.foreign[at], logp, part.old_logp[at])
+
     @torch.no_grad()
     def logprobs(self, rows: Sequence[Row], forward: Forward, chosen: Tensor | None = None) -> Tensor:
         """(N,) float32: log-probs of all tokens of the rows, or of those of the chosen ones, (B,) bool; else zeros."""
@@ -276,7 +289,7 @@ class Trainer:
         if self.ranks.first:
             state = {"step": step, "totals": dict(self.totals), "data": self.fingerprint}
             (folder / "trainer.json").write_text(json.dumps(state))
-            if self.memory.starts:
+            if self.memory:
                 np.savez(folder / MEMORY_FILE, **self.memory.arrays())  # type: ignore[arg-type]
 
     def load(self, folder: Path) -> None:
@@ -289,23 +302,6 @@ class Trainer:
             with np.load(folder / MEMORY_FILE, allow_pickle=False) as arrays:
                 self.memory.restore(dict(arrays))
         self.engine.load_optimizer(folder)
-
-    def readable(self, rows: Sequence[Row], advantages: Tensor, groups: int = 2) -> list[dict[str, Any]]:
-        """The first groups of a step as a person wants to see them."""
-        return [
-            {
-                "prompt": self.problems[row.problem].prompt_text,
-                "answer": self.problems[row.problem].problem.answer,
-                "completion": row.text,
-                "off_policy": row.off_policy,
-                "foreign_tokens": row.foreign,
-                "reward": row.reward if row.judged else None,
-                "advantage": round(advantage, 6),
-                "truncated": row.truncated,
-            }
-            for row, advantage in zip(rows, advantages.tolist(), strict=True)
-            if row.group < groups
-        ]
 
     def _failed(self, error: NonFiniteError, step: int, rows: Sequence[Row]) -> NonFiniteError:
         """The error with the step and phase in which it came up, its rows saved."""

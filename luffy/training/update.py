@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..methods import Method
-from ..methods.rows import Batch, Row, Signal
+from ..methods.rows import Batch, Now, Row, Signal
 from ..model.packing import MicroBatch, TokenSequence, empty
 from ..objective import loss_metrics, policy_scale, token_losses
 from .metrics import GAP_BOUND, Metrics
@@ -33,7 +33,8 @@ class MiniBatch:
     rows: the rows. signal: what every token counts for; scale: its factor in the policy term. micro_batches: this
     rank's share of the rows that have a gradient; watched: of those that are only measured. Both are packed once.
     sampler_logp: log-probs of those who wrote the tokens; old_logp: of own tokens under the policy that has sampled;
-    reference_logp: under the model of the KL term. Of foreign tokens the last two are not read.
+    reference_logp: under the method's reference model. Of foreign tokens the last is not read, old_logp only by a
+    method that asks for it.
     """
 
     rows: list[Row]
@@ -69,14 +70,16 @@ def mini_batches(
     batch: Batch, signal: Signal, groups: int, pack: Pack, method: Method, *, loss_type: str, window: int,
     device: torch.device,
 ) -> list[MiniBatch]:  # fmt: skip
-    """A step's rows in mini-batches of so many groups. Rows none of whose tokens has a weight take no part.
+    """A step's rows in mini-batches of so many groups, last those that are learned from apart. Rows none of whose
+    tokens has a weight take no part.
 
     batch's rows are in the order of their groups. pack: sequences to this rank's micro-batches, on the device.
     """
     learning = set(signal.rows[has_gradient(signal, method)].unique().tolist())
-    parts: dict[int, list[int]] = {}
+    parts: dict[tuple[bool, int], list[int]] = {}
     for i in signal.rows[signal.active].unique().tolist():
-        parts.setdefault(batch.rows[i].group // groups, []).append(i)
+        row = batch.rows[i]
+        parts.setdefault((row.apart, 0 if row.apart else row.group // groups), []).append(i)
     made = []
     for _, chosen in sorted(parts.items()):
         at = torch.isin(signal.rows, torch.tensor(chosen))
@@ -126,16 +129,27 @@ def loss_terms(
     weighted with min(cap, old policy's probability / sampler's).
     """
     weighted = mini.signal.at(at)
-    signal = method.live(weighted, logp.detach(), entropy.detach())
-    foreign, own = signal.foreign, ~signal.foreign
     old, sampler = mini.old_logp[at], mini.sampler_logp[at]
+    reference = None if mini.reference_logp is None else mini.reference_logp[at]
+    signal = method.live(weighted, Now(logp.detach(), entropy.detach(), old, reference, weighted.rows))
+    foreign, own = signal.foreign, ~signal.foreign
     advantage, weight = signal.advantage, torch.ones_like(signal.advantage)
     if importance_cap is not None:
         weight = torch.where(own, (old - sampler).exp().clamp(max=importance_cap), weight)
         advantage = weight * advantage
 
     part, imitated, active = weighted.policy != 0, weighted.likelihood != 0, weighted.active
-    losses = token_losses(logp[part], old[part], advantage[part], foreign[part], method.ratios, signal.teacher[part])
+    losses = token_losses(
+        *(
+            logp[part],
+            old[part],
+            advantage[part],
+            foreign[part],
+            method.ratios,
+            signal.teacher[part],
+            weighted.rows[part],
+        )
+    )
     # live may have changed the weight, not the denominator
     scale = mini.scale[at][part] * (signal.policy / weighted.policy)[part]
     terms = {"policy": (losses.losses * scale).sum()}
@@ -144,8 +158,8 @@ def loss_terms(
     if method.entropy_coef:
         terms["entropy"] = -method.entropy_coef * entropy[active].sum() / mini.tokens
     divergence = torch.zeros_like(terms["policy"])
-    if mini.reference_logp is not None:
-        gap = (mini.reference_logp[at] - logp)[active & own]
+    if reference is not None:
+        gap = (reference - logp)[active & own]
         divergence = (gap.exp() - gap - 1).sum() / mini.own_tokens  # the estimator of Schulman's k3
         terms["kl"] = method.beta * divergence
 

@@ -30,6 +30,11 @@ PREFIX = dict(
 # order of summation decides the direction of a part of that.
 SAME_WEIGHT = 5e-5
 LORA = dict(lora_r=4, beta=0.01)
+# Methods with a memory, rows beside the groups, gates, old log-probs of demonstrations, and problems drawn again.
+ARENA: dict[str, tuple[int, dict]] = {
+    "relift": (2, dict(sft_queue=3)), "exgrpo": (2, dict(replay_start=0.01)), "chord_phi": (3, {}), "trapo": (2, {}),
+    "prefix_rft": (3, {}), "psft": (2, dict(rollout_batch_size=8)), "dapo": (2, {}), "srft": (3, {}),
+}  # fmt: skip
 ALONE = dict(rollout_batch_size=2, mini_batch_size=1, logits_chunk_size=16)
 STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
 CASES = [(1, *stage) for stage in STAGES[:3]] + [(2, *stage) for stage in STAGES]
@@ -70,6 +75,7 @@ def folder(tmp_path_factory):
             jobs.append((folder / "chunks-again", "luffy", deepspeed(3, False, **chunks, gradient_checkpointing=True)))
             jobs += [(folder / f"lora-z{z}", "luffy", deepspeed(z, False, **LORA, gather_all=True)) for z in (2, 3)]
             jobs.append((folder / "prefix", "luffy", deepspeed(2, False, **PREFIX)))
+            jobs += [(folder / name, name, deepspeed(z, False, **values)) for name, (z, values) in ARENA.items()]
             two_stages = deepspeed(3, False, steps=2, first_stage_steps=1, sample_steps=1)
             jobs.append((folder / "two-stages", "sft_rl", two_stages))
             jobs += [
@@ -100,6 +106,7 @@ def by_torch(tmp_path_factory):
         "prefix": train(make_config("luffy", **SMALL, **PREFIX), folder / "prefix"),
         "lora": train(make_config("luffy", **SMALL, **LORA), folder / "lora"),
         "bf16": train(make_config("luffy", **SMALL, precision="bfloat16", recompute_old_logp=True), folder / "bf16"),
+        **{name: train(make_config(name, **{**SMALL, **more}), folder / name) for name, (_, more) in ARENA.items()},
     }
 
 
@@ -117,6 +124,12 @@ def test_same_numbers_as_the_torch_engine(folder, by_torch, ranks, stage, offloa
 def test_a_rank_without_micro_batches(folder, by_torch, stage):
     """Mini-batches of one sequence, which the second rank has no part of."""
     metrics, weight = differences(by_torch["alone"], RunDirectory(folder / f"alone-z{stage}"))
+    assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
+
+
+@pytest.mark.parametrize("name", ARENA)
+def test_methods_that_need_more_than_groups(folder, by_torch, name):
+    metrics, weight = differences(by_torch[name], RunDirectory(folder / name))
     assert max(metrics.values()) < 1e-4 and weight < SAME_WEIGHT
 
 

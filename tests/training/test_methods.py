@@ -153,9 +153,9 @@ def test_live_weights_change_the_gradient_and_not_the_denominator(tmp_path):
 
     @register("live", "Live")
     class Live(RLSFTLoss):
-        def live(self, signal, logp, entropy):
-            assert not logp.requires_grad and len(logp) == len(signal.foreign) == len(entropy)
-            return replace(signal, likelihood=signal.likelihood * logp.exp() * (1 - logp.exp()))
+        def live(self, signal, now):
+            assert not now.logp.requires_grad and len(now.logp) == len(signal.foreign) == len(now.entropy)
+            return replace(signal, likelihood=signal.likelihood * now.logp.exp() * (1 - now.logp.exp()))
 
     one = make_trainer(tmp_path / "run", "live", **{**SHORT, "mini_batch_size": 8, "sft_loss_coef": 0.5})
     part = first_part(one, one.collect(0))

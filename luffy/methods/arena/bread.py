@@ -1,0 +1,51 @@
+"""BREAD (Zhang et al. 2025, arXiv 2506.17211): where no rollout is right, a group that begins in the shortest part of
+the trace with which some are, found by bisection. That part is context, and not learned."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ...errors import ConfigError
+from ..base import register
+from ..fields import Clip, PositiveInt, Share
+from ..on_policy import Grouped
+from ..rows import ROLLOUT, Batch, Draw, Rounds, Signal, begun
+
+
+@register("bread", "BREAD")
+class BREAD(Grouped):
+    scale_rewards: Literal["none", "group", "mean"] = "group"
+    epsilon: Clip | None = 0.2
+    episodes: PositiveInt = 10
+    """Pieces that a trace is cut into."""
+    success_min: Share = 0.125
+    """Least share of right rows with which a beginning will do."""
+    success_max: Share = 0.875
+    """Greatest share."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.success_min > self.success_max:
+            raise ConfigError(f"success_min {self.success_min} exceeds success_max {self.success_max}")
+
+    def traces_wanted(self) -> int:
+        return 1
+
+    def rounds(self, draw: Draw) -> Rounds:
+        group = yield [ROLLOUT] * draw.size
+        traces = draw.some_traces(1)
+        if any(row.right for row in group) or not traces:
+            return
+        low, high = 0, self.episodes  # with none of the pieces too few are right, with all of them too many
+        while high - low > 1:
+            pieces = (low + high) // 2
+            group = yield [begun(traces[0], pieces / self.episodes)] * draw.size
+            share = sum(row.right for row in group[-draw.size :]) / draw.size
+            if self.success_min <= share <= self.success_max:
+                return
+            low, high = (pieces, high) if share < self.success_min else (low, pieces)
+
+    def signal(self, batch: Batch) -> Signal:
+        kept = batch.last_round()
+        weight = batch.spread(kept.float()) * (1.0 - batch.foreign.float())
+        return Signal.of(batch, self.advantages(batch, among=kept), policy=weight)
