@@ -11,6 +11,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).resolve().parents[1]
+ARENA = "{max_steps: 4, eval_steps: 1, eval_problems: 8, final_eval_problems: 4, rollout_batch_size: 4, mini_batch_size: 2}"
 nox.options.default_venv_backend = "none"
 # pyenv's command of that name only works where the version is switched on
 INSTALLED = sorted(Path.home().glob(".pyenv/versions/3.13.*/bin/python3.13"))
@@ -55,6 +56,7 @@ def notebooks(session: nox.Session) -> None:
             pool.submit(execute, "explore", training_seconds=5, runs_dir=f"{folder}/explore"),
             pool.submit(execute, "data", out_dir=f"{folder}/data"),
             pool.submit(execute, "map", out_dir=f"{folder}/map"),
+            pool.submit(execute, "arena", runs_dir=f"{folder}/arena", methods="[luffy, hpt]", values=ARENA),
             pool.submit(execute, "benchmarks", parts="[head, verifier]", grow=False),
         ]
         for notebook in started:

@@ -33,6 +33,7 @@ _HOME = {
     "evaluate_models": "evaluation.evaluate",
 }
 _MODULES = {
+    "arena": "study.arena",
     "benchmarks": "data.benchmarks",
     "experiments": "study.experiments",
     "explore": "study.explore",

@@ -26,6 +26,7 @@ from .config import DEFAULT_MODEL, DROPPED, RENAMED, TINY, Config, describe_unkn
 from .errors import ConfigError, DataError, RunError, TemplateError
 from .evaluation.options import EvaluationConfig
 from .methods import METHODS
+from .methods.fields import JsonMapping
 from .runs import RunDirectory, make_manifest
 
 DESCRIPTION = "Learning to reason under off-policy guidance."
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             for name in sorted(_names(raw) & (RENAMED | DROPPED).keys()):
                 raise ConfigError(describe_unknown(name, methods.Method))
-            app = _app(resume, evaluate, plan, data, serve)
+            app = _app(resume, evaluate, plan, arena, data, serve)
             app.command(name="train")(_train_command(make_config("luffy")))
             app.cli(prog="luffy", description=DESCRIPTION, args=raw, config=(tyro.conf.OmitArgPrefixes,))
     except (ConfigError, DataError, RunError, TemplateError) as error:  # anything else keeps its traceback
@@ -380,6 +381,24 @@ def extend_context(*, model: str, out: Path, rope_theta: float = 40_000.0, posit
     from .data import openr1 as made
 
     made.extend_context(model, out, rope_theta=rope_theta, max_position_embeddings=positions)
+
+
+def arena(
+    *, worlds: tuple[str, ...] = ("paper",), methods: tuple[str, ...] = (), seeds: tuple[int, ...] = (),
+    values: JsonMapping = {}, runs_dir: Path = Path("runs/arena"), parallel: int = 0,  # noqa: B006 (never changed)
+) -> None:  # fmt: skip
+    """Train the methods of the arena, or your own beside those that are trained, and print a table per world.
+
+    Args:
+        worlds: "paper", "corner", "strong", or a preset or file of an ablation.
+        methods: Methods by name or module:name; none: the rivals and all of the world's preset.
+        seeds: Seeds; none: those of the preset.
+        values: Fields of the configuration for all runs, as JSON.
+        runs_dir: Where runs live, and are found again. parallel: Runs at once; 0: one per GPU, or one per core.
+    """
+    from .study.arena import compare
+
+    compare(worlds, runs_dir, methods, seeds, parallel or None, **values)
 
 
 def serve(

@@ -16,7 +16,7 @@ import pandas as pd
 
 from luffy.evaluation.paper_numbers import PUBLISHED, read_published
 from luffy.methods import METHODS
-from luffy.study import inference
+from luffy.study import cost, inference
 from luffy.study.inference import Effect, welch
 
 from .runs import MAIN_SET, NoDataError, Runs
@@ -147,26 +147,11 @@ def _answer_length(runs: Runs) -> Effect:
     return welch(means["sft"], means["luffy"])
 
 
-def spent_on(generated: pd.Series[float], trained: pd.Series[float]) -> pd.Series[float]:
-    """Operations per parameter of the model: 2 for a generated token and 6 for one trained on. Seconds would depend on
-    what else the machine was doing."""
-    return 2 * generated + 6 * trained
-
-
-def operations(curves: pd.DataFrame) -> pd.Series[float]:
-    """What was spent until each row, over the stages together."""
-    spent = spent_on(curves["total/generated_tokens"], curves["total/trained_tokens"])
-    ends = spent.groupby([curves["run"], curves["stage"]]).max()
-    earlier = ends.groupby("run").cumsum() - ends
-    keys = pd.MultiIndex.from_frame(curves[["run", "stage"]])
-    return spent.fillna(0) + earlier.reindex(keys).to_numpy()
-
-
 def cost_to_reach(runs: Runs, method: str, accuracy: float, run_set: str = MAIN_SET) -> pd.Series[float]:
     """Operations until the accuracy in distribution of a validation, by run, interpolated between validations; all of
     them where it is never reached, which is too few."""
     curves = runs.curves_of(runs.of(run_set, method=method)).sort_values(["run", "step"])
-    curves = curves.assign(spent=operations(curves))
+    curves = curves.assign(spent=cost.operations(curves))
     found = {}
     for run, rows in curves.groupby("run"):
         known = rows.dropna(subset=["eval/id"]).groupby("step").last()  # the last of one stage is the first of the next

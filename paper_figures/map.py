@@ -7,7 +7,6 @@ seeds a cell could not give on their own.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,10 @@ import pandas as pd
 
 from luffy.config import DEFAULT_MODEL
 from luffy.methods import METHODS
-from luffy.study import inference, style
+from luffy.study import cost, inference, style
 from luffy.study.inference import Effect
 
-from .claims import BOUNDS, RIVALS, operations
+from .claims import BOUNDS, RIVALS
 from .files import missing
 from .runs import MAIN_SET, NoDataError, Runs, own_share, recipe
 
@@ -141,7 +140,7 @@ def at_equal_cost(runs: Runs) -> pd.DataFrame:
     from the best: pooled deviation, p >= 0.05). SFT spends less and stands at its end."""
     table = points(runs)
     curves = runs.curves[runs.curves["run"].isin(table["run"])].sort_values(["run", "step"])
-    curves = curves.assign(spent=operations(curves))
+    curves = curves.assign(spent=cost.operations(curves))
     table = table.assign(spent=table["run"].map(curves.groupby("run")["spent"].max()))
     rows = []
     for (axis, _), part in table.groupby(["axis", "place"], sort=True):
@@ -149,8 +148,8 @@ def at_equal_cost(runs: Runs) -> pd.DataFrame:
         cheapest = sampled.groupby("method")["spent"].mean().idxmin()
         budget = float(sampled[sampled["method"] == cheapest]["spent"].max())
         mine = curves[curves["run"].isin(part["run"])]
-        reached = {run: _until(rows_of, budget) for run, rows_of in mine.groupby("run")}
-        part = part.assign(value=100 * part["run"].map(reached)).dropna(subset=["value"])
+        found = {run: cost.reached(rows_of, budget) for run, rows_of in mine.groupby("run")}
+        part = part.assign(value=100 * part["run"].map(found)).dropna(subset=["value"])
         facts = {
             "axis": axis,
             "point": part["point"].iloc[0],
@@ -170,18 +169,6 @@ def at_equal_cost(runs: Runs) -> pd.DataFrame:
         labels = {METHODS[method].label: means.get(method) for method in SHOWN}
         rows.append({**facts, **labels, "best": ", ".join(METHODS[method].label for method in near)})
     return pd.DataFrame(rows)
-
-
-def _until(curve: pd.DataFrame, budget: float) -> float:
-    """Validation accuracy when that many operations are spent: the mean of the validations within the last quarter of
-    the budget, or of the run where it spends less; interpolated where there is none. NaN without validations."""
-    # the last validation of a stage and the first of the next are of the same policy
-    known = curve.dropna(subset=["eval/id"]).drop_duplicates("step", keep="last")
-    if known.empty:
-        return math.nan
-    end = min(budget, float(known["spent"].max()))
-    near = known[(known["spent"] > 0.75 * end) & (known["spent"] <= end)]
-    return float(near["eval/id"].mean()) if len(near) else float(np.interp(end, known["spent"], known["eval/id"]))
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from luffy.methods import METHODS, PAPER_METHODS
 from luffy.stats import interval
+from luffy.study import cost
 from luffy.study.experiments import Job
 from luffy.study.inference import VERDICTS
 from luffy.study.results import BASE, base_scores, is_percent
@@ -50,7 +51,7 @@ def main_table(runs: Runs) -> str:
     """A row for the base models and for every method of the main runs: mean +- half-width of the 95% interval over
     seeds. Operations in millions."""
     chosen = runs.of()
-    chosen = chosen.assign(operations=claims.spent_on(chosen["generated_tokens"], chosen["trained_tokens"]) / 1e6)
+    chosen = chosen.assign(operations=cost.spent_on(chosen["generated_tokens"], chosen["trained_tokens"]) / 1e6)
     bases = base_scores(chosen)
     known = {column: bases[f"base {column}"] for column in ("id", "ood")}
     rows = {BASE: {"seeds": len(bases), **{name: _cell(name, known.get(name)) for name in COLUMNS}}}

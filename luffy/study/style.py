@@ -25,10 +25,33 @@ LOOKS: dict[str, dict[str, Any]] = {
     "sft": dict(color="#009E73", linestyle="-"),
     "rl_sft_loss": dict(color="#CC79A7", linestyle="-"),
     "sft_rl": dict(color="#000000", linestyle="-"),
+    # methods after the paper: a colour for each family, the line tells its members apart
+    "hpt": dict(color="#882255", linestyle="-"),
+    "superrl": dict(color="#882255", linestyle="--"),
+    "ampo": dict(color="#882255", linestyle=":"),
+    "relift": dict(color="#882255", linestyle="-."),
+    "chord_mu": dict(color="#44AA99", linestyle="-"),
+    "chord_phi": dict(color="#44AA99", linestyle="--"),
+    "prefix_rft": dict(color="#999933", linestyle="-"),
+    "uft": dict(color="#999933", linestyle="--"),
+    "trapo": dict(color="#999933", linestyle="-."),
+    "bread": dict(color="#DDCC77", linestyle="-"),
+    "pope": dict(color="#DDCC77", linestyle="--"),
+    "questa": dict(color="#DDCC77", linestyle=":"),
+    "exgrpo": dict(color="#AA4499", linestyle="-"),
+    "srft": dict(color="#117733", linestyle="-"),
+    "rl_plus": dict(color="#117733", linestyle="--"),
+    "dft": dict(color="#88CCEE", linestyle="--"),
+    "psft": dict(color="#88CCEE", linestyle="-."),
+    "dapo": dict(color="#332288", linestyle="-"),
+    "gspo": dict(color="#332288", linestyle="--"),
+    "cispo": dict(color="#332288", linestyle=":"),
+    "maxrl": dict(color="#332288", linestyle="-."),
+    "opd": dict(color="#661100", linestyle="-"),
 }
 BASE: dict[str, Any] = dict(color="#888888", linestyle="--")  # the model before training
 # For methods that have no look of their own.
-OTHERS = ("#882255", "#44AA99", "#999933", "#AA4499", "#DDCC77", "#117733")
+OTHERS = ("#CC6677", "#6699CC", "#AA7744", "#777777")
 
 
 def look(method: str) -> dict[str, Any]:

@@ -1,0 +1,278 @@
+"""The arena: methods under equal budgets, with intervals, ranks that know their uncertainty, and curves over cost.
+
+A world is a preset (its base model, its problems). All methods of a world share bases, data, problems asked, steps and
+rows of a group; what they spend differs, so that everything is also told at equal cost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import Config
+from ..errors import RunError
+from ..methods import METHODS, Method
+from ..methods.rows import Batch, Now, Row
+from ..model import bases
+from ..objective import token_losses
+from ..runs import RunDirectory
+from . import cost, experiments, inference, presets, results, style
+from .experiments import Job
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+WORLDS = {"paper": "arena", "corner": "arena_corner", "strong": "arena_strong"}  # presets
+RIVALS = ("on_policy", "luffy", "sft", "sft_rl")  # that every method is seen beside
+DRAWS = 10_000
+
+
+def jobs(
+    worlds: Sequence[str], runs_dir: str | Path, methods: Sequence[str] = (), seeds: Sequence[int] = (), **values: Any
+) -> dict[str, list[Job]]:
+    """The runs of each world: those of its preset and the rivals, or of the methods that are named.
+
+    worlds: names in WORLDS, of other presets, or files. Runs that are there are found, so that a new method is
+    one more. Raises ConfigError.
+    """
+    found = {}
+    for world in worlds:
+        preset = presets.over(presets.load_preset(WORLDS.get(world, world)), values)
+        variants = preset.pop("variants", None) or [{}]
+        if methods:
+            variants = [{**variants[0], "methods": list(methods)}]
+        else:
+            variants = [{**variants[0], "methods": list(RIVALS)}, *variants]
+        chosen = {"seeds": list(seeds)} if seeds else {}
+        preset["variants"] = [{**variant, **chosen} for variant in variants]
+        found[world] = experiments.preset_jobs(preset, Path(runs_dir) / world)
+    return found
+
+
+def compare(
+    worlds: Sequence[str],
+    runs_dir: str | Path,
+    methods: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    parallel: int | None = None,
+    **values: Any,
+) -> None:
+    """Trains what is missing, shows how it goes, and prints and writes the table of each world: of all that is there,
+    also of methods that were asked for before. Raises RunsFailedError after that if a run failed."""
+    from .plots import follow
+
+    asked = jobs(worlds, runs_dir, methods, seeds, **values)
+    follow(experiments.run([job for members in asked.values() for job in members], parallel=parallel))
+    for world, members in asked.items():
+        shown = table(trained(Path(runs_dir) / world, members))
+        shown.to_csv(Path(runs_dir) / world / "arena.csv")
+        print(f"\n{world}\n\n{shown.to_markdown()}")
+
+
+def trained(folder: Path, like: Sequence[Job]) -> list[Job]:
+    """The complete runs of a world's folder that have the steps and validations of the given ones, which alone can be
+    compared with them."""
+    known, found = {_budget(job.config) for job in like}, []
+    for path in sorted(folder.glob("*/config.json")):
+        run = RunDirectory(path.parent)
+        try:
+            if run.is_complete and _budget(run.config()) in known:
+                found.append(Job(run.config(), run.path))
+        except RunError as error:  # such as a method whose file is not here
+            log.warning("%s is left out: %s", run.path, error)
+    return found
+
+
+def _budget(config: Config) -> tuple[Any, ...]:
+    """What runs share that can be compared."""
+    base = bases.parse(config.model)
+    return (
+        replace(base, seed=0) if base else config.model,
+        config.max_steps,
+        config.sampling.rollout_batch_size,
+        config.sampling.num_generations,
+        config.data.num_problems,
+        config.evaluation.eval_steps,
+        config.evaluation.eval_problems,
+    )
+
+
+def scores(jobs: Sequence[Job]) -> pd.DataFrame:
+    """One row per complete run: as results.per_run, with operations and demonstrations (rows that are a trace or begin
+    in one) of all stages, and equal, the accuracy in distribution when as much is spent as by the method with rollouts
+    that spends the least."""
+    import pandas as pd
+
+    done = [job for job in jobs if job.run.is_complete]
+    table = results.per_run(done)
+    if table.empty:
+        return table
+    frames = [pd.DataFrame(job.rows()).assign(run=number) for number, job in enumerate(done)]
+    curves = pd.concat(frames, ignore_index=True)
+    curves = curves.assign(spent=cost.operations(curves)).sort_values(["run", "step"], kind="stable")
+    table["operations"] = cost.spent_on(table["generated_tokens"], table["trained_tokens"])
+    shown = curves.groupby(["run", "stage"])["total/demonstrations"].max().groupby("run").sum()
+    table["demonstrations"] = shown.reindex(range(len(done))).to_numpy()
+    sampled = table[[METHODS[method].samples for method in table["method"]]]
+    budget = float(sampled.groupby("method")["operations"].mean().min()) if len(sampled) else float("inf")
+    if "eval/id" in curves:
+        found = {run: cost.reached(rows, budget) for run, rows in curves.groupby("run")}
+        table["equal"] = [found[run] for run in range(len(done))]
+    return table
+
+
+def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.DataFrame:
+    """A row per method, the best first: label, seeds, mean and half-width of the 95% interval (percent; one standard
+    deviation for all methods, a method that varies more keeps its own), rank with its 95% range, and `best`, the
+    chance to be the best, over draws of the means' errors.
+
+    scores: of one world. Methods with a single seed have no interval while no method has several.
+    """
+    import pandas as pd
+
+    means, deviation, df = inference.pooled(scores, column, ["method"])
+    own = scores.groupby("method")[column].std(ddof=1)
+    spread = [np.nanmax([deviation, own[method]]) if df > 0 else np.nan for method in means["method"]]
+    errors = np.array(spread) / np.sqrt(means["size"].to_numpy())
+    values = means["mean"].to_numpy()
+    draws = values + np.nan_to_num(errors) * np.random.default_rng(seed).standard_normal((DRAWS, len(values)))
+    ranks = (-draws).argsort(axis=1).argsort(axis=1) + 1
+    half = inference.Effect(0.0, 1.0, df, 2).half
+    low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest")
+    table = pd.DataFrame(
+        {
+            "method": means["method"],
+            "label": [METHODS[method].label for method in means["method"]],
+            "seeds": means["size"],
+            column: 100 * values,
+            "half": 100 * half * errors,
+            "rank": (-values).argsort().argsort() + 1,
+            "rank low": low,
+            "rank high": high,
+            "best": (ranks == 1).mean(axis=0),
+        }
+    )
+    return table.sort_values(column, ascending=False, ignore_index=True)
+
+
+def table(jobs: Sequence[Job]) -> pd.DataFrame:
+    """The table of a world, as text: methods by their score in distribution; out of distribution, at equal cost, ranks,
+    and what was spent."""
+    import pandas as pd
+
+    found = scores(jobs)
+    if found.empty:
+        return pd.DataFrame()
+    ranked = standings(found)
+    rows = []
+    for row in ranked.to_dict("records"):
+        mine = found[found["method"] == row["method"]]
+        cells = {"method": row["label"], "seeds": row["seeds"], "id": _interval(row["id"], row["half"])}
+        for column in ("ood", "equal"):
+            if column in found:
+                other = standings(found, column).set_index("method").loc[row["method"]]
+                cells[column] = _interval(other[column], other["half"])
+        cells |= {
+            "rank": f"{row['rank']} [{row['rank low']:.0f}, {row['rank high']:.0f}]",
+            "best": f"{row['best']:.0%}",
+            "generated": f"{mine['generated_tokens'].mean():,.0f}",
+            "trained": f"{mine['trained_tokens'].mean():,.0f}",
+            "operations (M)": f"{mine['operations'].mean() / 1e6:,.1f}",
+            "demonstrations": f"{mine['demonstrations'].mean():,.0f}",
+        }
+        rows.append(cells)
+    return pd.DataFrame(rows).set_index("method")
+
+
+def _interval(value: float, half: float) -> str:
+    return f"{value:.1f} ± {half:.1f}" if half == half else f"{value:.1f}"
+
+
+def plot_cost(worlds: Mapping[str, Sequence[Job]], metric: str = "eval/id") -> Figure:
+    """Validation accuracy over operations per parameter, a panel per world, a line per method: the mean over seeds,
+    interpolated to common costs."""
+    import pandas as pd
+
+    figure, axes = style.grid(max(1, len(worlds)))
+    for axis, (world, members) in zip(axes, worlds.items(), strict=False):
+        axis.set(title=world, xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
+        by_method: dict[str, list[pd.DataFrame]] = {}
+        for number, job in enumerate(job for job in members if job.run.is_complete):
+            rows = pd.DataFrame(job.rows()).assign(run=number)
+            if metric in rows:
+                rows = (
+                    rows.assign(spent=cost.operations(rows))
+                    .dropna(subset=[metric])
+                    .drop_duplicates("step", keep="last")
+                )
+                by_method.setdefault(job.config.method.name, []).append(rows)
+        for method in [m for m in METHODS if m in by_method]:
+            curves = by_method[method]
+            spent = np.linspace(0, min(rows["spent"].max() for rows in curves), 50)
+            mean = np.mean([np.interp(spent, rows["spent"], rows[metric]) for rows in curves], axis=0)
+            axis.plot(spent / 1e6, 100 * mean, label=METHODS[method].label, **style.look(method))
+    style.legend_below(figure, axes, columns=5)
+    return figure
+
+
+# --- what a demonstration counts for ----------------------------------------------------------------------------------
+
+
+def token_weights(method: Method, probability: Tensor, entropy: float = 0.5) -> tuple[Tensor, Tensor]:
+    """What a demonstration's token counts for at the first update of a step, over its probability, (n,) each: the
+    factor on its advantage times grad log pi in the policy term, and on grad log pi in the likelihood term, with its
+    coefficient. By the method's own code: a right row that begins in these tokens, among wrong rollouts.
+
+    entropy: of every token, in nats."""
+    import torch
+
+    count = len(probability)
+    prompt, tokens = np.zeros(1, np.int32), np.zeros(count + 1, np.int32)
+
+    def row(index: int, foreign: int, reward: float) -> Row:
+        length = foreign + 1
+        known = np.zeros(length, np.float32)
+        return Row(0, 0, index, prompt, tokens[:length], foreign, known, False, reward=reward, round=int(foreign > 0))
+
+    rows = [*(row(i, 0, 0.0) for i in range(7)), row(7, count, 1.0)]
+    batch = Batch.of(rows)
+    logp = torch.cat([torch.full((7,), -1.0), probability.log().float(), torch.tensor([-1.0])]).requires_grad_()
+    signal = method.signal(batch)
+    now = Now(logp.detach(), torch.full_like(logp, entropy).detach(), logp.detach(), None, signal.rows)
+    live = method.live(signal, now)
+    losses = token_losses(
+        logp, logp.detach(), live.advantage, live.foreign, method.ratios, live.teacher, live.rows
+    ).losses
+    (slope,) = torch.autograd.grad((losses * live.policy).sum(), logp)
+    mine = live.foreign
+    advantage = torch.where(live.advantage == 0, 1.0, live.advantage)
+    return (-slope / advantage)[mine].detach(), live.likelihood[mine]
+
+
+def plot_token_weights(names: Sequence[str], entropy: float = 0.5) -> Figure:
+    """`token_weights` of methods over the probability, a panel for each of the two terms."""
+    import torch
+
+    probability = torch.linspace(1e-3, 0.999, 400)
+    figure, axes = style.grid(2, columns=2, width=5.0)
+    for name in names:
+        for axis, weight in zip(axes, token_weights(METHODS[name](), probability, entropy), strict=True):
+            if bool((weight != 0).any()):
+                axis.plot(probability, weight, label=METHODS[name].label, **style.look(name))
+    for axis, term in zip(
+        axes, ("policy term, per unit of advantage", "likelihood term, with its coefficient"), strict=True
+    ):
+        axis.set(
+            title=term, xlabel="probability of the token π", ylabel="weight of ∇ log π", yscale="log", ylim=(1e-4, 12)
+        )
+    style.legend_below(figure, axes, columns=5)
+    return figure
