@@ -133,19 +133,20 @@ def scores(jobs: Sequence[Job]) -> pd.DataFrame:
 def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.DataFrame:
     """A row per method, the best first: label, seeds, mean and half-width of the 95% interval (percent; one standard
     deviation for all methods, a method that varies more keeps its own), rank with its 95% range, and `best`, the
-    chance to be the best, over draws of the means' errors.
+    chance to be the best, over draws of the means' errors; NaN while no method has several seeds.
 
-    scores: of one world. Methods with a single seed have no interval while no method has several.
+    scores: of one world.
     """
     import pandas as pd
 
     means, deviation, df = inference.pooled(scores, column, ["method"])
-    own = scores.groupby("method")[column].std(ddof=1)
-    spread = [np.nanmax([deviation, own[method]]) if df > 0 else np.nan for method in means["method"]]
-    errors = np.array(spread) / np.sqrt(means["size"].to_numpy())
-    values = means["mean"].to_numpy()
-    draws = values + np.nan_to_num(errors) * np.random.default_rng(seed).standard_normal((DRAWS, len(values)))
-    ranks = (-draws).argsort(axis=1).argsort(axis=1) + 1
+    values, own = means["mean"].to_numpy(), scores.groupby("method")[column].std(ddof=1)
+    spread = np.fmax(deviation, own[means["method"]].to_numpy())  # (NaN where only one of them is known)
+    errors = spread / np.sqrt(means["size"].to_numpy())
+    draws = values + errors * np.random.default_rng(seed).standard_normal((DRAWS, len(values)))
+    ranks = (-draws).argsort(axis=1).argsort(axis=1) + 1.0
+    if not df:  # with a seed each nothing is known of errors
+        ranks[:] = np.nan
     half = inference.Effect(0.0, 1.0, df, 2).half
     low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest")
     table = pd.DataFrame(
@@ -158,7 +159,7 @@ def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.Dat
             "rank": (-values).argsort().argsort() + 1,
             "rank low": low,
             "rank high": high,
-            "best": (ranks == 1).mean(axis=0),
+            "best": np.where(np.isnan(low), np.nan, (ranks == 1).mean(axis=0)),
         }
     )
     return table.sort_values(column, ascending=False, ignore_index=True)
@@ -175,15 +176,15 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
     ranked = standings(found)
     rows = []
     for row in ranked.to_dict("records"):
-        mine = found[found["method"] == row["method"]]
+        mine, known = found[found["method"] == row["method"]], row["best"] == row["best"]
         cells = {"method": row["label"], "seeds": row["seeds"], "id": _interval(row["id"], row["half"])}
         for column in ("ood", "equal"):
             if column in found:
                 other = standings(found, column).set_index("method").loc[row["method"]]
                 cells[column] = _interval(other[column], other["half"])
         cells |= {
-            "rank": f"{row['rank']} [{row['rank low']:.0f}, {row['rank high']:.0f}]",
-            "best": f"{row['best']:.0%}",
+            "rank": f"{row['rank']}" + (f" [{row['rank low']:.0f}, {row['rank high']:.0f}]" if known else ""),
+            "best": f"{row['best']:.0%}" if known else "–",
             "generated": f"{mine['generated_tokens'].mean():,.0f}",
             "trained": f"{mine['trained_tokens'].mean():,.0f}",
             "operations (M)": f"{mine['operations'].mean() / 1e6:,.1f}",

@@ -99,6 +99,10 @@ def test_ranks_know_their_uncertainty():
     # hpt is the best unless the difference, with an error of sqrt(2) as much, turns: P(z < 0.005 / 0.00913)
     expected = 0.5 * (1 + torch.erf(torch.tensor(0.005 / (error * 2**0.5) / 2**0.5)).item())
     assert table.loc["hpt", "best"] == pytest.approx(expected, abs=0.02) and table.loc["sft", "best"] == 0
+    alone = arena.standings(pd.DataFrame(rows[::4]))  # a seed each: an order, and nothing else
+    assert alone["rank"].tolist() == [1, 2, 3] and alone[["half", "rank low", "rank high", "best"]].isna().all(
+        axis=None
+    )
     assert table.loc["luffy", "half"] == pytest.approx(100 * 2.262 * error, rel=1e-3)  # t with 9 degrees of freedom
 
 

@@ -15,8 +15,8 @@ from luffy.methods.schedules import at
 from luffy.training.problems import draw_problems, spare_problem
 
 SHORT = dict(
-    steps=4, rollout_batch_size=4, mini_batch_size=2, num_problems=40, num_generations=8, max_completion_length=96,
-    eval_steps=0, final_eval_problems=0, save_steps=2, sample_steps=0,
+    steps=4, rollout_batch_size=4, mini_batch_size=2, num_problems=40, num_generations=8, max_completion_length=64,
+    difficulties=(3, 5), verbosity=0.0, eval_steps=0, final_eval_problems=0, save_steps=2, sample_steps=0,
 )  # fmt: skip
 
 
@@ -397,7 +397,7 @@ def test_means_of_rows_do_not_depend_on_what_stands_beside():
 VALUES = {
     "opd": {"teacher": "tiny:own_share=0.4"},
     "relift": {"sft_queue": 3},
-    "exgrpo": {"replay_start": 0.01, "difficulties": (2, 3)},
+    "exgrpo": {"replay_start": 0.01},
     "questa": {"prefix_share": {"start": 0.5, "end": 0.25, "steps": 2, "shape": "step"}},
 }
 PREFIXED = ("prefix_rft", "uft", "trapo", "bread", "pope", "questa")
