@@ -12,7 +12,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -179,7 +179,7 @@ def _train_command(base: Config) -> Callable[..., tuple[Config, Path, Launch]]:
 
 
 def _train(config: Config, run_dir: Path, launch: Launch) -> None:
-    _check_models([config.model])
+    _check_models(filter(None, [config.model, config.method.reference(config.model)]))
     if launch.several:
         RunDirectory(run_dir).start(config, make_manifest(config.seed))
         _launch(["resume", str(run_dir)], launch)
@@ -217,7 +217,7 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     os.execv(sys.executable, [*launcher, "-m", "luffy.cli", *command])
 
 
-def _check_models(models: Sequence[str]) -> None:
+def _check_models(models: Iterable[str]) -> None:
     """Raises ConfigError for a model that is nowhere, before what takes seconds to import and before a run is begun."""
     from .data import hub
     from .model import bases, smollm
@@ -394,7 +394,8 @@ def arena(
         methods: Methods by name or module:name; none: the rivals and all of the world's preset.
         seeds: Seeds; none: those of the preset.
         values: Fields of the configuration for all runs, as JSON.
-        runs_dir: Where runs live, and are found again. parallel: Runs at once; 0: one per GPU, or one per core.
+        runs_dir: Where the runs live; what is trained there is not trained again.
+        parallel: Runs at once; 0: one per GPU, or one per core.
     """
     from .study.arena import compare
 
@@ -402,19 +403,10 @@ def arena(
 
 
 def serve(
-    *,
-    model: str,
-    max_model_len: int,
-    host: str = "127.0.0.1",
-    port: int = 8765,
-    precision: Literal["float32", "bfloat16"] = "bfloat16",
-    tensor_parallel_size: int = 1,
-    data_parallel_size: int = 1,
-    gpu_memory: float = 0.9,
-    cache_mb: int = 0,
-    max_rows: int = 512,
-    vllm_args: str = "",
-) -> None:
+    *, model: str, max_model_len: int, host: str = "127.0.0.1", port: int = 8765,
+    precision: Literal["float32", "bfloat16"] = "bfloat16", tensor_parallel_size: int = 1, data_parallel_size: int = 1,
+    gpu_memory: float = 0.9, cache_mb: int = 0, max_rows: int = 512, vllm_args: str = "",
+) -> None:  # fmt: skip
     """Start vLLM's server for trainers elsewhere (vllm_servers), by the command that is printed.
 
     Args:

@@ -32,7 +32,7 @@ def group_advantages(
         i.e. the union of on- and off-policy. Every row is centred, also those outside the mask.
     scale_rewards: "none" (Dr. GRPO: R - mean) or "group" (divided by the baseline rows' unbiased standard deviation
         + 1e-6; where these rows have no spread the difference stays unscaled, so a group without spread gets 0), or
-        "mean" (divided by the baseline rows' mean, 0 where that is 0: MaxRL, arXiv 2602.02710).
+        "mean" (divided by the baseline rows' mean, 0 where that is not above 0: MaxRL, arXiv 2602.02710).
 
     Returns (B,) in the dtype of rewards. Raises ValueError for wrong shapes, an unknown scale_rewards, or a group
     none of whose rows is in the baseline.
@@ -63,8 +63,8 @@ def group_advantages(
     if scale_rewards == "none":
         return advantages
     if scale_rewards == "mean":
-        scaled = advantages / torch.where(mean == 0, torch.ones_like(mean), mean)[group]
-        return torch.where((mean == 0)[group], torch.zeros_like(scaled), scaled)
+        scaled = advantages / torch.where(mean > 0, mean, torch.ones_like(mean))[group]
+        return torch.where((mean > 0)[group], scaled, torch.zeros_like(scaled))
     variance = zeros.index_add(0, group, advantages.square() * weight) / (count - 1).clamp(min=1)
     scale = torch.where(flat, torch.ones_like(variance), variance.sqrt() + STD_EPSILON)
     return advantages / scale[group]
@@ -118,8 +118,10 @@ def token_losses(
 
     Off-policy tokens: ratio = off_shaping(exp(logp - teacher_logp)); teacher_logp None means pi_phi = 1. A token at a
         bound of off_ratio_clip has no gradient. Their old_logp is never read.
-    On-policy tokens: ratio = exp(logp - old_logp), or on_shaping(pi) / on_shaping(pi_old); with a clip the loss is
-        PPO's pessimistic one on [1 - eps_low, 1 + eps_high]. Their teacher_logp is never read.
+        With off_clip the loss is PPO's pessimistic one.
+    On-policy tokens: ratio = exp(logp - old_logp), at the level that `Ratios` has, or on_shaping(pi) /
+        on_shaping(pi_old); with a clip the loss is PPO's pessimistic one on [1 - eps_low, 1 + eps_high], or the clipped
+        ratio is the weight of logp. Their teacher_logp is never read.
     """
     on = ~off_policy
     on_logp, on_old, on_advantage = logp[on], old_logp[on], advantages[on]

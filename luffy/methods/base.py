@@ -37,7 +37,8 @@ class Method:
     entropy_coef: NonNegative = 1e-4
     """Weight of the token-mean entropy bonus (REFERENCE.md converts the reference's values)."""
     beta: NonNegative = 0.0
-    """Weight of the token-mean KL divergence of the policy's own tokens to the model that the run starts from."""
+    """Weight of the token-mean KL divergence of the policy's own tokens to the reference model: that which the run
+    starts from, unless the method has another."""
 
     @property
     def ratios(self) -> Ratios:
@@ -75,6 +76,11 @@ class Method:
     def sampled_rows(self, size: int) -> float:
         """About how many rows of a group of that size are sampled, for estimates."""
         return size if self.samples else 0
+
+    @property
+    def rows_beside(self) -> int:
+        """How many demonstrations are learned beside every group, for estimates."""
+        return 0
 
     @property
     def needs_teacher(self) -> bool:

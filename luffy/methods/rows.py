@@ -149,6 +149,9 @@ class Memory:
             "known": np.array([start.logprobs is not None for _, start in flat], np.bool_),
             "tokens": np.concatenate([NO_TOKENS, *(start.tokens for _, start in flat)]).astype(np.int32),
             "logprobs": np.concatenate([np.zeros(0, np.float32), *known]).astype(np.float32),
+            "elsewhere": np.array([-1 if start.problem is None else start.problem for _, start in flat], np.int64),
+            "replayed": np.array([start.replayed for _, start in flat], np.bool_),
+            "apart": np.array([start.apart for _, start in flat], np.bool_),
             "numbered": np.array(list(self.numbers), np.int64),
             "numbers": np.array(list(self.numbers.values()), np.float64),
         }
@@ -158,10 +161,12 @@ class Memory:
         self.starts = {}
         self.numbers = dict(zip(arrays["numbered"].tolist(), arrays["numbers"].tolist(), strict=True))
         ends = np.cumsum(arrays["lengths"])
-        columns = (arrays["problems"], arrays["lengths"], ends, arrays["whole"], arrays["known"])
-        for problem, length, end, complete, known in zip(*(column.tolist() for column in columns), strict=True):
+        names = ("problems", "lengths", "whole", "known", "elsewhere", "replayed", "apart")
+        columns = [arrays[name].tolist() for name in names]
+        for end, problem, length, complete, known, other, replayed, apart in zip(ends, *columns, strict=True):
             tokens, logprobs = arrays["tokens"][end - length : end], arrays["logprobs"][end - length : end]
-            self.starts.setdefault(problem, []).append(Start(tokens, logprobs if known else None, complete))
+            start = Start(tokens, logprobs if known else None, complete, None if other < 0 else other, replayed, apart)
+            self.starts.setdefault(problem, []).append(start)
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ class Draw:
     """What a method knows of a group before it is made: the problem and its traces, how many rows a group has, the step
     (from 0), what the method remembers, and the seed from which its random numbers derive.
 
-    group: the group's number in the step, of `groups`. problems: the traces of every problem there is. spare: the
+    group: the group's number in the step. problems: the traces of every problem there is. spare: the
     problem that takes the place of this one at the nth attempt (from 0), of those that the step does not have; None if
     there is none.
     """
@@ -181,7 +186,6 @@ class Draw:
     step: int
     memory: Memory
     group: int = 0
-    groups: int = 1
     problems: Sequence[Sequence[Trace]] = ()
     spare: Callable[[int], int | None] = lambda attempt: None
 

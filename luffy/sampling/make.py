@@ -25,7 +25,7 @@ def make_sampler(
     ends: Sequence[int],
     ranks: Ranks,
 ) -> Sampler:
-    """The sampler of a rank; called by all of them, before the engine shards the model.
+    """The sampler of a rank; called by all of them, before there is an engine.
 
     ends: the tokens that end a completion. Raises ConfigError, SamplerError.
     """

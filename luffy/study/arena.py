@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,8 @@ def jobs(
 ) -> dict[str, list[Job]]:
     """The runs of each world: those of its preset and the rivals, or of the methods that are named.
 
-    worlds: names in WORLDS, of other presets, or files. Runs that are there are found, so that a new method is
-    one more. Raises ConfigError.
+    worlds: names in WORLDS, of other presets, or files of one's own. Runs that are there are found, so that a new
+    method is one more. Raises ConfigError.
     """
     found = {}
     for world in worlds:
@@ -54,7 +54,7 @@ def jobs(
             variants = [{**variants[0], "methods": list(RIVALS)}, *variants]
         chosen = {"seeds": list(seeds)} if seeds else {}
         preset["variants"] = [{**variant, **chosen} for variant in variants]
-        found[world] = experiments.preset_jobs(preset, Path(runs_dir) / world)
+        found[world] = experiments.preset_jobs(preset, folder_of(runs_dir, world))
     return found
 
 
@@ -70,40 +70,69 @@ def compare(
     also of methods that were asked for before. Raises RunsFailedError after that if a run failed."""
     from .plots import follow
 
-    asked = jobs(worlds, runs_dir, methods, seeds, **values)
-    follow(experiments.run([job for members in asked.values() for job in members], parallel=parallel))
+    asked, failure = jobs(worlds, runs_dir, methods, seeds, **values), None
+    try:
+        follow(experiments.run([job for members in asked.values() for job in members], parallel=parallel))
+    except experiments.RunsFailedError as error:
+        failure = error
     for world, members in asked.items():
-        shown = table(trained(Path(runs_dir) / world, members))
-        shown.to_csv(Path(runs_dir) / world / "arena.csv")
+        folder = folder_of(runs_dir, world)
+        shown = table(trained(folder, members))
+        shown.to_csv(folder / "arena.csv")
         print(f"\n{world}\n\n{shown.to_markdown()}")
+    if failure:
+        raise failure
+
+
+def folder_of(runs_dir: str | Path, world: str) -> Path:
+    """Where a world's runs live."""
+    return Path(runs_dir) / Path(world).stem
 
 
 def trained(folder: Path, like: Sequence[Job]) -> list[Job]:
-    """The complete runs of a world's folder that have the steps and validations of the given ones, which alone can be
-    compared with them."""
-    known, found = {_budget(job.config) for job in like}, []
+    """The complete runs of a world's folder that can be compared with the given ones: of the same base, data, steps and
+    measurement. Of a method only runs that differ in nothing but their seed are taken: as it is asked for, or, if it is
+    not, as most of its runs are; others are left out, with a warning."""
+    wanted = {_shared(job.config) for job in like}
+    asked: dict[str, set[str]] = {}
+    for job in like:
+        asked.setdefault(job.config.method.name, set()).add(_recipe(job.config))
+    found: dict[str, dict[str, list[Job]]] = {}
     for path in sorted(folder.glob("*/config.json")):
         run = RunDirectory(path.parent)
         try:
-            if run.is_complete and _budget(run.config()) in known:
-                found.append(Job(run.config(), run.path))
+            config = run.config()
         except RunError as error:  # such as a method whose file is not here
             log.warning("%s is left out: %s", run.path, error)
-    return found
+            continue
+        if run.is_complete and _shared(config) in wanted:
+            found.setdefault(config.method.name, {}).setdefault(_recipe(config), []).append(Job(config, run.path))
+    chosen = []
+    for method, recipes in found.items():
+        most = max(recipes, key=lambda recipe: len(recipes[recipe]))
+        kept = asked.get(method, {most})
+        chosen += [job for recipe, jobs in recipes.items() if recipe in kept for job in jobs]
+        if left := sum(len(jobs) for recipe, jobs in recipes.items() if recipe not in kept):
+            log.warning("%d runs of %s with other parameters are left out", left, method)
+    return chosen
 
 
-def _budget(config: Config) -> tuple[Any, ...]:
-    """What runs share that can be compared."""
+def _shared(config: Config) -> str:
+    """What all runs of a world must share."""
+    sampling = config.sampling
+    budget = config.max_steps, sampling.rollout_batch_size, sampling.num_generations, sampling.temperature
+    data = {**asdict(config.data), "dataset_split": ""}  # (SFT+RL trains on two)
+    return repr([_base(config), budget, data, config.world, config.reward, config.evaluation])
+
+
+def _recipe(config: Config) -> str:
+    """All of a configuration but its seeds."""
+    return repr({**config.to_dict(), "seed": 0, "model": _base(config)})
+
+
+def _base(config: Config) -> Any:
     base = bases.parse(config.model)
-    return (
-        replace(base, seed=0) if base else config.model,
-        config.max_steps,
-        config.sampling.rollout_batch_size,
-        config.sampling.num_generations,
-        config.data.num_problems,
-        config.evaluation.eval_steps,
-        config.evaluation.eval_problems,
-    )
+    return replace(base, seed=0).name if base else config.model
 
 
 def scores(jobs: Sequence[Job]) -> pd.DataFrame:

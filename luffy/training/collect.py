@@ -64,7 +64,7 @@ class Collector:
                 spare = partial(spare_problem, len(self.problems), drawn, number, seed, step)
                 draw = Draw(
                     index, traces[index], sampling.num_generations, seed, step, self.memory,
-                    group=number, groups=count, problems=traces, spare=spare,
+                    group=number, problems=traces, spare=spare,
                 )  # fmt: skip
                 rounds = self.config.method.rounds(draw)
                 waiting.append((_Group(number, index, rounds, []), next(rounds, [])))

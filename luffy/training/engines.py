@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config import Config
+from ..errors import ConfigError
 from ..model import adapters
-from ..model.loading import load_model
+from ..model.loading import load_model, load_tokenizer
 from ..sampling.ranks import Ranks
 from .engine import Engine, TorchEngine
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
@@ -38,9 +39,18 @@ def load_policy(config: Config, source: str | Path) -> PreTrainedModel:
     return model
 
 
-def load_reference(config: Config, name: str) -> PreTrainedModel:
-    """A model that only scores, whole in every rank, in the policy's precision."""
-    return _load(config, name).requires_grad_(False)
+def load_reference(config: Config, name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A model that only scores, whole in every rank, in the policy's precision. Raises ConfigError if it has other
+    tokens than the policy, or too few positions."""
+    if name != config.model and load_tokenizer(name).get_vocab() != tokenizer.get_vocab():
+        raise ConfigError(f"{name} has other tokens than {config.model}: it cannot score its answers")
+    model = _load(config, name).requires_grad_(False)
+    window = config.data.max_prompt_length + config.data.max_completion_length
+    if window > model.config.max_position_embeddings:
+        raise ConfigError(
+            f"{name} has {model.config.max_position_embeddings} positions, prompt and completion {window}"
+        )
+    return model
 
 
 def _load(config: Config, source: str | Path, *, sharded: bool = False) -> PreTrainedModel:

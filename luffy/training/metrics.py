@@ -73,9 +73,9 @@ def rollout_metrics(
         "off": [row for row in rows if row.off_policy],
         "prefix": [row for row in rows if row.prefixed],
     }
-    groups: defaultdict[int, list[Row]] = defaultdict(list)
+    groups: defaultdict[tuple[int, int], list[Row]] = defaultdict(list)
     for row in parts["on"] or rows:
-        groups[row.group] += [row] if row.judged else []
+        groups[row.group, row.problem] += [row] if row.judged else []
     judged = [members for members in groups.values() if members]
     lengths = {name: [len(row.token_ids) for row in part] for name, part in {"mean": rows, **parts}.items()}
     prompts = [len(row.prompt_ids) for row in rows]

@@ -259,7 +259,7 @@ def _memory(config: Config, shape: Shape, ranks: int, capacity: int, window: int
         "optimiser": optimiser,
         # (of adapters the model without them)
         "reference": (2 if sharded and half else 4) * parameters
-        if config.method.beta and config.method.samples and not frozen
+        if (name := config.method.reference(config.model)) and not (frozen and name == config.model)
         else 0,
         "activations": activations,
         "logits": logits,
@@ -275,7 +275,8 @@ def _seconds(
     sampling, engine, method = config.sampling, config.engine, config.method
     flops, bandwidth = GPUS[gpu]
     sampled = method.sampled_rows(sampling.num_generations) if method.samples else 0
-    rows = {length: sampled, trace: (sampling.num_generations if method.samples else method.traces_wanted()) - sampled}
+    others = (sampling.num_generations if method.samples else method.traces_wanted()) - sampled
+    rows = {length: sampled, trace: others + method.rows_beside}
     prompt = config.data.max_prompt_length // 4
 
     def forward(lengths: dict[int, float]) -> float:
@@ -292,8 +293,9 @@ def _seconds(
     passes = (2 if engine.lora_r else 3) + engine.gradient_checkpointing
     seconds = {
         "sample": 0.0,
-        "old log-probs": own * later if config.update.recompute_old_logp else 0.0,
-        "reference": own if method.beta else 0.0,
+        "old log-probs": later
+        * (own * config.update.recompute_old_logp + forward({trace: rows[trace]}) * method.scores_foreign),
+        "reference": own if method.reference(config.model) else 0.0,
         "update": passes * forward(rows) * config.update.num_iterations,
         "other": OTHER_S,
     }

@@ -98,7 +98,7 @@ class Trainer:
         without_adapters = bool(config.engine.lora_r) and self.reference_name == config.model
         self.reference = None
         if self.reference_name and not without_adapters:
-            self.reference = load_reference(config, self.reference_name)
+            self.reference = load_reference(config, self.reference_name, self.tokenizer)
         self.reward = make_reward(config.reward)
         self.collector = Collector(
             config, self.problems, self.tokenizer, self.reward,
@@ -165,10 +165,13 @@ class Trainer:
             with self.clock.phase("update"):
                 for part in parts * config.update.num_iterations:
                     updates.append(self.update(part, fresh=not updates))
+            # (what is learned apart has no rollouts to report of)
+            usual = [u for u, part in zip(updates, parts * config.update.num_iterations, strict=True) if not part.apart]
+            updates = usual or updates
         except NonFiniteError as error:
             raise self._failed(error, step, rows or error.rows) from error
         config.method.remember(self.memory, batch)
-        advantages = signal.advantage[batch.first]
+        advantages = signal.advantage[batch.first + batch.lengths - 1]  # of the rows: a beginning may have its own
         if keeper is not None:
             keeper.samples(step + 1, lambda: readable(rows, advantages, self.problems))
         first = updates[0] if updates else {}

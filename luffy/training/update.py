@@ -50,6 +50,11 @@ class MiniBatch:
     own_tokens: int = field(init=False)
     own_rows: int = field(init=False)
 
+    @property
+    def apart(self) -> bool:
+        """Whether its rows are learned from in a step of their own, after the usual ones."""
+        return self.rows[0].apart
+
     def __post_init__(self) -> None:
         active = self.signal.active
         self.likelihood_tokens = int((self.signal.likelihood != 0).sum())
@@ -161,7 +166,8 @@ def loss_terms(
     if reference is not None:
         gap = (reference - logp)[active & own]
         divergence = (gap.exp() - gap - 1).sum() / mini.own_tokens  # the estimator of Schulman's k3
-        terms["kl"] = method.beta * divergence
+        if method.beta:
+            terms["kl"] = method.beta * divergence
 
     answers = entropy[own].sum() / mini.own_rows
     metrics.totals({"pg_loss": terms["policy"], "kl": divergence, "entropy/answer": answers})

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from luffy import METHODS, arena, presets, train
+from luffy import METHODS, arena, experiments, presets, train
 from luffy.cli import main
 from luffy.methods import ARENA_METHODS
 
@@ -77,6 +77,29 @@ def test_other_budgets_are_not_compared(folder):
     assert arena.trained(folder / "paper", corner) == []
 
 
+def test_other_parameters_are_not_other_seeds(folder, caplog):
+    for job in arena.jobs(["paper"], folder, ["hpt"], [2], **SMALL, gate=1)["paper"]:
+        train(job.config, job.run_dir)
+    counts = {}
+    for name, method, values in (("usual", "on_policy", {}), ("asked", "hpt", {"gate": 1})):
+        asked = arena.jobs(["paper"], folder, [method], [0], **SMALL, **values)["paper"]
+        found = [job.config.method for job in arena.trained(folder / "paper", asked)]
+        counts[name] = [method.gate for method in found if method.name == "hpt"]
+    assert counts == {"usual": [0, 0], "asked": [1]}
+    assert "1 runs of hpt with other parameters are left out" in caplog.text
+
+
+def test_a_run_that_fails_does_not_hide_the_others(folder, capsys, monkeypatch):
+    def failing(*_, **__):
+        raise experiments.RunsFailedError("one failed")
+        yield
+
+    monkeypatch.setattr(experiments, "run", failing)
+    with pytest.raises(experiments.RunsFailedError):
+        arena.compare(["paper"], folder, ["on_policy"], [0], **SMALL)
+    assert "SFT+RL" in capsys.readouterr().out
+
+
 def test_curves_over_cost(folder):
     figure = arena.plot_cost({"paper": jobs_in(folder)})
     lines = {line.get_label(): line.get_xdata() for line in figure.axes[0].get_lines()}
@@ -116,8 +139,8 @@ def test_what_a_token_counts_for():
     for name, weights in expected.items():
         torch.testing.assert_close(arena.token_weights(METHODS[name](), p)[0], weights, atol=1e-5, rtol=1e-4)
     likelihoods = {
-        "hpt": torch.ones(4), "dft": p, "chord_phi": 0.1 * p * (1 - p), "luffy": torch.zeros(4),
-        "srft": torch.full((4,), 0.5 * np.exp(-0.5)),
+        "hpt": torch.full((4,), 0.1), "dft": p, "chord_phi": 0.1 * p * (1 - p), "luffy": torch.zeros(4),
+        "srft": torch.full((4,), 0.03 * np.exp(-0.5)),
     }  # fmt: skip
     for name, weights in likelihoods.items():
         torch.testing.assert_close(arena.token_weights(METHODS[name](), p)[1], weights)

@@ -135,7 +135,14 @@ def test_memory_comes_back_as_it_was():
     memory.keep(3, Start(np.array([8, 9], np.int32), whole=True), most=2)
     memory.keep(1, Start(np.array([4], np.int32), np.array([-2.0], np.float32), whole=True), most=2)
     memory.forget(9)
+    beside = Start(np.array([3], np.int32), None, whole=True, problem=7, replayed=True, apart=True)
+    memory.keep(8, beside, most=1)
     again.restore(memory.arrays())
+    (kept,) = again.of(8)
+    assert (kept.problem, kept.replayed, kept.apart, kept.whole, kept.logprobs) == (7, True, True, True, None)
+    assert again.of(1)[0].problem is None and not again.of(1)[0].replayed
+    memory.forget(8)
+    again.forget(8)
     assert {k: [s.tokens.tolist() for s in v] for k, v in again.starts.items()} == {3: [[7], [8, 9]], 1: [[4]]}
     assert [s.whole for s in again.of(3)] == [False, True] and again.of(3)[0].logprobs is None
     memory.keep(5, Start(np.array([1, 2], np.int32), np.array([np.nan, -1.0], np.float32)), most=1)  # an unknown prefix

@@ -9,7 +9,7 @@ from ...errors import ConfigError
 from ..base import register
 from ..fields import Clip, PositiveInt, Share
 from ..on_policy import Grouped
-from ..rows import ROLLOUT, Batch, Draw, Rounds, Signal, begun
+from ..rows import ROLLOUT, Batch, Draw, Rounds, Row, Signal, begun
 
 
 @register("bread", "BREAD")
@@ -36,16 +36,30 @@ class BREAD(Grouped):
         traces = draw.some_traces(1)
         if any(row.right for row in group) or not traces:
             return
-        low, high = 0, self.episodes  # with none of the pieces too few are right, with all of them too many
+        low, high = 0, self.episodes  # with none of the pieces too few are right
         while high - low > 1:
             pieces = (low + high) // 2
             group = yield [begun(traces[0], pieces / self.episodes)] * draw.size
-            share = sum(row.right for row in group[-draw.size :]) / draw.size
-            if self.success_min <= share <= self.success_max:
-                return
-            low, high = (pieces, high) if share < self.success_min else (low, pieces)
+            enough = sum(row.right for row in group[-draw.size :]) >= self.success_min * draw.size
+            low, high = (low, pieces) if enough else (pieces, high)
 
     def signal(self, batch: Batch) -> Signal:
-        kept = batch.last_round()
+        kept = batch.of_rows(self._chosen(batch).__contains__)
         weight = batch.spread(kept.float()) * (1.0 - batch.foreign.float())
         return Signal.of(batch, self.advantages(batch, among=kept), policy=weight)
+
+    def _chosen(self, batch: Batch) -> list[Row]:
+        """The rows of each group's shortest beginning with which a share within the bounds is right; of its last round
+        if there is none."""
+        groups: dict[int, dict[int, list[Row]]] = {}
+        for row in batch.rows:
+            groups.setdefault(row.group, {}).setdefault(row.round, []).append(row)
+        chosen: list[Row] = []
+        for rounds in groups.values():
+            good = [rows for number, rows in rounds.items() if number and self._will_do(rows)]
+            shortest = sorted(good, key=lambda rows: rows[0].foreign)
+            chosen += shortest[0] if shortest else rounds[max(rounds)]
+        return chosen
+
+    def _will_do(self, rows: list[Row]) -> bool:
+        return self.success_min <= sum(row.right for row in rows) / len(rows) <= self.success_max

@@ -4,6 +4,7 @@ of the loss follows a schedule (mu), or whose tokens count for p (1 - p) (phi)."
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, ClassVar
 
 from ...errors import ConfigError
 from ..base import register
@@ -16,6 +17,8 @@ from ..schedules import Scheduled, at, bounds, scheduled
 @settings
 class Chord(Grouped):
     """(1 - mu) x policy term of the groups + mu x likelihood of demonstrations of other problems."""
+
+    defaults: ClassVar[dict[str, Any]] = {"loss_type": "dapo"}  # both terms are token means
 
     epsilon: Clip | None = 0.2
     beside: PositiveInt = 2
@@ -34,8 +37,9 @@ class Chord(Grouped):
     def traces_needed(self) -> int:
         return 1
 
-    def sampled_rows(self, size: int) -> float:
-        return size
+    @property
+    def rows_beside(self) -> int:
+        return self.beside
 
     def rounds(self, draw: Draw) -> Rounds:
         others = draw.others(self.beside, TRACES)

@@ -57,7 +57,7 @@ class ExGRPO(Grouped):
                 start = Start(row.token_ids, row.logprobs, whole=True)
                 memory.keep(row.problem, start, most=len([r for r in own if r.group == row.group]))
         for (_, problem), right in found.items():
-            if any(right):
+            if memory.of(problem):
                 memory.numbers[problem] = float(sum(right))
         for (_, problem), right in found.items():  # last: two groups may have had the same problem
             if all(right):

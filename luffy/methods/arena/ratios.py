@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+from ...errors import ConfigError
 from ...objective import Ratios
 from ..base import register
 from ..fields import Clip, Count, NonNegative
@@ -50,6 +51,11 @@ class GSPO(OnPolicy):
     scale_rewards: Scale = "group"
     epsilon: Clip | None = 3e-4
     epsilon_high: NonNegative | None = 4e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on_shaping != "none":
+            raise ConfigError("gspo has the ratio of an answer, which is not shaped")
 
     @property
     def ratios(self) -> Ratios:

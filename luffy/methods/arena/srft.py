@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from ... import shaping
+from ...errors import ConfigError
 from ...objective import Ratios
 from ..base import register
 from ..fields import NonNegative
@@ -17,10 +18,16 @@ from ..rows import Batch, Now, Signal
 
 @register("srft", "SRFT")
 class SRFT(WithTraces):
-    sft_weight: NonNegative = 0.5
-    """Of a demonstration's likelihood, times e^-H, H the mean entropy of the row's tokens."""
+    sft_weight: NonNegative = 0.03
+    """Of a demonstration's likelihood, times e^-H, H the mean entropy of the row's tokens; the reference's 0.5, which
+    divides this term as the policy's: by 16 where one row of eight is a trace of half the window."""
     right_weight: NonNegative = 0.1
     """Of a right rollout, times e^H; a wrong one counts -1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on_shaping != "none" or self.epsilon is not None:
+            raise ConfigError("srft has no ratio of rollouts that could be shaped or clipped")
 
     @property
     def ratios(self) -> Ratios:
@@ -30,6 +37,8 @@ class SRFT(WithTraces):
         """Of rollouts the reward itself, +1 or -1; of demonstrations the advantage over the union."""
         own = batch.of_rows(lambda row: row.foreign == 0)
         reward = torch.tensor([(1.0 if row.right else -1.0) if row.judged else 0.0 for row in batch.rows])
+        if self.mask_truncated_completions:
+            reward = torch.where(batch.of_rows(lambda row: row.truncated), 0.0, reward)
         advantages = torch.where(own, reward, self.advantages(batch))
         return Signal.of(batch, advantages, likelihood=batch.foreign.float())
 

@@ -40,7 +40,7 @@ class PSFT(SFT):
         return Ratios(off_clip=(self.epsilon, self.epsilon_high))
 
     def signal(self, batch: Batch) -> Signal:
-        return Signal.of(batch, torch.ones(len(batch.rows)))
+        return Signal.of(batch, torch.ones(len(batch.rows)), policy=self.sft_loss_coef)
 
     def live(self, signal: Signal, now: Now) -> Signal:
         return replace(signal, teacher=now.old_logp)

@@ -3,7 +3,7 @@ that shrinks over the run; rewards teach what follows, and a small likelihood te
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from ...errors import ConfigError
 from ..base import register
@@ -15,6 +15,8 @@ from ..schedules import Scheduled, at, bounds, scheduled
 
 @register("uft", "UFT")
 class UFT(Grouped):
+    defaults: ClassVar[dict[str, Any]] = {"loss_type": "dapo"}  # both terms are token means
+
     scale_rewards: Literal["none", "group", "mean"] = "group"
     epsilon: Clip | None = 0.2
     beta: NonNegative = 0.001
