@@ -11,7 +11,7 @@ from pathlib import Path
 import nox
 
 ROOT = Path(__file__).resolve().parents[1]
-ARENA = "{max_steps: 4, eval_steps: 1, eval_problems: 8, final_eval_problems: 4, rollout_batch_size: 4}"
+ARENA = "{max_steps: 4, eval_steps: 1, eval_problems: 8, final_eval_problems: 4, rollout_batch_size: 8}"
 nox.options.default_venv_backend = "none"
 # pyenv's command of that name only works where the version is switched on
 INSTALLED = sorted(Path.home().glob(".pyenv/versions/3.13.*/bin/python3.13"))
