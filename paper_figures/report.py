@@ -146,7 +146,7 @@ def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str,
     counts = verdicts["verdict"].value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*VERDICTS, "no data") if verdict in counts)
     seeds = runs.of()["seed"].nunique()
-    preliminary = f"Preliminary: {wanted - lacking} of {wanted} runs are made so far; one seed decides nothing."
+    preliminary = f"Preliminary: {wanted - lacking} of {wanted} runs are made so far; so few seeds decide little."
     return "\n\n".join(
         [
             *([preliminary] if lacking else []),

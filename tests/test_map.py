@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from luffy import make_config
+from luffy.study import cost
 from paper_figures import claims, runs
 from paper_figures import map as leads
 from paper_figures.runs import NoDataError, Runs
@@ -98,7 +99,7 @@ COSTS = made(
 
 
 def test_operations_add_up_over_stages():
-    spent = claims.operations(COSTS.curves).tolist()
+    spent = cost.operations(COSTS.curves).tolist()
     assert spent == [0, 800, 1600, 0, 600, 600, 1400]
 
 

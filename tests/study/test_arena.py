@@ -55,12 +55,23 @@ def test_one_s_own_method_is_added_by_one_command(folder, tmp_path, monkeypatch,
     import json
 
     before = {path: path.stat().st_mtime_ns for path in folder.glob("paper/*/metrics.jsonl")}
-    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "arena_of_ones_own.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        main(["arena", "--methods", "mine:mine", "--seeds=0", "--runs-dir", str(folder), "--values", json.dumps(SMALL)])
+        main(
+            [
+                "arena",
+                "--methods",
+                "arena_of_ones_own:mine",
+                "--seeds=0",
+                "--runs-dir",
+                str(folder),
+                "--values",
+                json.dumps(SMALL),
+            ]
+        )
         assert "Mine" in capsys.readouterr().out and len(jobs_in(folder)) == 6
     finally:
         METHODS.pop("mine", None)

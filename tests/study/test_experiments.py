@@ -10,7 +10,7 @@ from helpers import ended, forked
 from paths import ROOT
 
 from luffy import METHODS, ConfigError, experiments, plots, presets, results, resume, train
-from luffy.methods import PAPER_METHODS
+from luffy.methods import ARENA_METHODS, PAPER_METHODS
 from luffy.stats import interval
 from luffy.study.experiments import RunsFailedError, make_jobs
 from luffy.study.presets import as_value, load_preset
@@ -116,7 +116,7 @@ def test_figures_show_every_method(jobs):
     labels = {text.get_text() for legend in figure.legends for text in legend.get_texts()}
     assert labels == {METHODS[m].label for m in ("on_policy", "luffy", "sft_rl")}
     assert len(plots.plot_accuracies(jobs).axes) == 2
-    assert set(LOOKS) == set(PAPER_METHODS)
+    assert set(LOOKS) == {*PAPER_METHODS, *ARENA_METHODS}
 
 
 def test_abandoned_iteration_leaves_the_run_alone_and_another_watches_it(tmp_path, short_run):

@@ -8,7 +8,7 @@ flags, with which the reference trains SFT. Q: the pilot of README, "The embedde
 import pytest
 
 from luffy import ConfigError, RunDirectory, make_config
-from luffy.methods import PAPER_METHODS
+from luffy.methods import ARENA_METHODS, PAPER_METHODS
 from luffy.study.experiments import preset_jobs
 from luffy.study.presets import PRESETS, load_preset, read_values
 
@@ -102,7 +102,23 @@ ABLATIONS = {  # values and seeds
                          "max_grad_norm": 1.0, "learning_rate": 3e-4}, [101, 102]),
     "tuning": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0,
                 "learning_rate": 3e-4}, [101]),
+    "arena": (WORLD, None),
+    "arena_corner": ({**WORLD, "model": "tiny:own_share=0"}, None),
+    "arena_strong": ({**WORLD, "model": "tiny:own_share=0.8"}, None),
+    "arena_tuning": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0},
+                     [101]),
 }  # fmt: skip
+SCALED = {  # A: the authors' steps times 160 / 500, problems times 16 / 128
+    "chord_mu": {"mu": {"start": 0.9, "end": 0.05, "steps": 64}},
+    "prefix_rft": {"prefix_low": {"start": 0.95, "end": 0.05, "steps": 160}},
+    "uft": {"hint_share": {"start": 0.95, "end": 0.05, "steps": 96}, "hint_steps": 96},
+    "questa": {"prefix_share": {"start": 0.5, "end": 0.25, "steps": 80, "shape": "step"}},
+    "relift": {"sft_queue": 16},
+    "dft": {"max_grad_norm": 1.0},
+    "psft": {"max_grad_norm": 1.0, "mini_batch_size": 2, "loss_type": "dapo"},
+    "chord_phi": {"mu": 0.1, "beside": 2, "loss_type": "dapo"},
+    "hpt": {"gate": 0, "sft_loss_coef": 0.1},
+}
 
 
 TUNED = {  # Q: the trials of the preset `tuning`
@@ -142,14 +158,15 @@ def test_configurations(name):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations(name):
-    """The first run of LUFFY in each; the seeds; and no published run has a seed or a base model of the pilots."""
+    """The first run of LUFFY in each, or of all; the seeds; and no published run has a seed or a base model of the
+    pilots."""
     values, seeds = ABLATIONS[name]
     preset = load_preset(name)
     jobs = preset_jobs(preset, "runs")
-    first = next(job.config for job in jobs if job.config.method.name == "luffy")
+    first = next((job.config for job in jobs if job.config.method.name == "luffy"), jobs[0].config)
     assert shown(first, values) == values
     assert preset.get("seeds") == seeds
-    if name not in ("pilot_stability", "tuning"):
+    if name not in ("pilot_stability", "tuning", "arena_tuning"):
         assert all(job.config.seed < 100 and "seed=3" not in job.config.model for job in jobs)
 
 
@@ -164,6 +181,12 @@ def test_every_file_and_method_is_in_the_tables():
     files = {path.stem for path in PRESETS.glob("*.yaml")}
     assert files == {*CONFIGURATIONS, *(f"ablation_{name}" for name in ABLATIONS)}
     assert set(METHODS) == set(PAPER_METHODS)
+
+
+def test_each_method_in_the_arena():
+    jobs = {job.config.method.name: job.config for job in preset_jobs(load_preset("arena"), "runs")}
+    assert set(jobs) == set(ARENA_METHODS) - {"opd"}
+    assert {name: shown(jobs[name], values) for name, values in SCALED.items()} == SCALED
 
 
 @pytest.mark.parametrize("method", PAPER_METHODS)
