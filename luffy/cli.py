@@ -28,6 +28,7 @@ from .evaluation.options import EvaluationConfig
 from .methods import METHODS
 from .methods.fields import JsonMapping
 from .runs import RunDirectory, make_manifest
+from .sampling import alive
 
 DESCRIPTION = "Learning to reason under off-policy guidance."
 
@@ -87,7 +88,7 @@ class Launch:
     """host:port of one of several machines, where they find each other; the run ends if that one is lost."""
     max_restarts: int = 0
     """How often a run goes on from its last checkpoint after a process has failed or a machine was lost."""
-    node_timeout: float = 300.0
+    node_timeout: float = alive.TIMEOUT_S
     """Seconds without a sign of life after which a process counts as lost."""
 
     @property
@@ -206,7 +207,7 @@ def resume(run_dir: tyro.conf.Positional[Path], *, launch: Annotated[Launch, tyr
 def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     """Goes on as torch's launcher of this command line in several processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["LUFFY_NODE_TIMEOUT"] = str(launch.node_timeout)
+    os.environ[alive.TIMEOUT_NAME] = str(launch.node_timeout)
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.nproc}"]
     if launch.nnodes == "1":
         launcher += ["--standalone"]

@@ -157,6 +157,17 @@ def token_losses(
     return TokenLosses(losses, shown, clipped, below, above)
 
 
+def row_means(values: Tensor, rows: Tensor, where: Tensor) -> Tensor:
+    """(N,): the mean of each token's row over the tokens of it that are chosen; 0 where there are none.
+
+    values: (N,) float; rows: (N,) int64, the row of each token; where: (N,) bool.
+    """
+    _, row = torch.unique(rows, return_inverse=True)
+    zeros = values.new_zeros(int(row.max()) + 1 if len(row) else 0)
+    count = zeros.index_add(0, row, where.to(values.dtype))
+    return (zeros.index_add(0, row, values * where) / count.clamp(min=1))[row]
+
+
 def _ratio(logp: Tensor, old_logp: Tensor, level: str, rows: Tensor | None) -> Tensor:
     """pi / pi_old of a token or a row, or 1, with gradient."""
     if level == "none":
@@ -164,11 +175,8 @@ def _ratio(logp: Tensor, old_logp: Tensor, level: str, rows: Tensor | None) -> T
     if level == "row":
         if rows is None:
             raise ValueError("ratios of rows need the row of each token")
-        _, row = torch.unique(rows, return_inverse=True)
-        zeros = logp.new_zeros(int(row.max()) + 1 if len(row) else 0)
-        count = zeros.index_add(0, row, torch.ones_like(logp))
-        mean = zeros.index_add(0, row, (logp - old_logp).detach()) / count
-        return (mean[row] + logp - logp.detach()).exp()
+        mean = row_means((logp - old_logp).detach(), rows, torch.ones_like(rows, dtype=torch.bool))
+        return (mean + logp - logp.detach()).exp()
     return (logp - old_logp).exp()
 
 

@@ -10,8 +10,10 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -39,6 +41,22 @@ def held_in_cache(kind: str, name: str) -> Iterator[Path]:
     with open(folder / f".{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder / name
+
+
+def made_in_cache(kind: str, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder in the cache that `make` has filled, now or before; it is there whole or not at all."""
+    if (folder := cache_folder() / kind / name).is_dir():
+        return folder
+    with held_in_cache(kind, name):
+        if not folder.is_dir():
+            aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
+            try:
+                make(aside)
+                aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
+                os.rename(aside, folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return folder
 
 
 def expanded(source: str | Path) -> str:

@@ -17,7 +17,7 @@ from .base import RunConfig, register
 from .fields import Clip, Count, Float, NonNegative, PositiveInt, Share, settings
 from .on_policy import Grouped
 from .prefixes import prefix_shares
-from .rows import PREFIXES, ROLLOUT, SHARES, Batch, Draw, Rounds, Signal, Start, whole
+from .rows import PREFIXES, ROLLOUT, SHARES, Batch, Draw, Rounds, Signal, Start, part, whole
 
 OffShaping = Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power"]
 
@@ -131,13 +131,7 @@ class Mixed(WithTraces):
             shared=self.prefix_shared,
             rng=draw.rng(PREFIXES),
         )
-        starts = []
-        for row, share in enumerate(shares if traces else []):
-            trace = traces[row % len(traces)]
-            length = int(share * len(trace.tokens))
-            head = trace.head(length)
-            starts.append(Start(head.tokens, head.logprobs, whole=length == len(trace.tokens)))
-        return starts
+        return [part(traces[row % len(traces)], share) for row, share in enumerate(shares if traces else [])]
 
     @property
     def needs_teacher(self) -> bool:

@@ -59,6 +59,13 @@ class Grouped(Method):
             advantages = torch.where(cut, 0.0, advantages)
         return advantages
 
+    def imitating(self, batch: Batch, coefficient: float, *, baseline: str = "union", policy: float = 1.0) -> Signal:
+        """Own tokens learn by reward, with a weight in the policy term, foreign ones by their likelihood, with a
+        coefficient."""
+        foreign = batch.foreign.float()
+        advantages = self.advantages(batch, baseline)
+        return Signal.of(batch, advantages, policy=policy * (1.0 - foreign), likelihood=coefficient * foreign)
+
     def signal(self, batch: Batch) -> Signal:
         return Signal.of(batch, self.advantages(batch))
 

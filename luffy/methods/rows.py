@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..objective import group_advantages
+from ..objective import group_advantages, row_means
 
 NO_TOKENS = np.zeros(0, dtype=np.int32)
 # The last words of the keys of random numbers, which no prompt or generation index is: they keep the streams apart.
@@ -64,10 +64,15 @@ def whole(trace: Trace, **values: Any) -> Start:
     return Start(trace.tokens, trace.logprobs, whole=True, **values)
 
 
-def begun(trace: Trace, share: float, **values: Any) -> Start:
+def begun(trace: Trace, share: float) -> Start:
     """A row that begins with a share of the trace, rounded down, and goes on by itself for one token at least."""
     head = trace.head(min(int(share * len(trace.tokens)), len(trace.tokens) - 1))
-    return Start(head.tokens, head.logprobs, **values)
+    return Start(head.tokens, head.logprobs)
+
+
+def part(trace: Trace, share: float) -> Start:
+    """A row that begins with a share of the trace, or is the trace if that is all of it."""
+    return whole(trace) if share == 1.0 else begun(trace, share)
 
 
 @dataclass
@@ -174,9 +179,8 @@ class Draw:
     """What a method knows of a group before it is made: the problem and its traces, how many rows a group has, the step
     (from 0), what the method remembers, and the seed from which its random numbers derive.
 
-    group: the group's number in the step. problems: the traces of every problem there is. spare: the
-    problem that takes the place of this one at the nth attempt (from 0), of those that the step does not have; None if
-    there is none.
+    group: the group's number in the step. problems: the traces of every problem there is. spare: the problem that takes
+    the place of this one at the nth attempt (from 0), of those that the step does not have; None if there is none.
     """
 
     problem: int
@@ -252,8 +256,8 @@ class Batch:
 
     def per_group(self, value: Callable[[Row], bool]) -> Tensor:
         """(B,) int64: of how many rows of each row's group it is true."""
-        found = self.of_rows(value).long()
-        return torch.zeros_like(found).index_add(0, self.groups, found)[self.groups]
+        found, groups = self.of_rows(value).long(), self.groups
+        return torch.zeros_like(found).index_add(0, groups, found)[groups]
 
     def last_round(self) -> Tensor:
         """(B,) bool: the rows that were made in the last round of their group."""
@@ -302,10 +306,7 @@ class Now:
     def row_means(self, values: Tensor, where: Tensor) -> Tensor:
         """(M,): the mean of each token's row over the tokens of it that are chosen, (M,) bool; 0 where there are
         none."""
-        _, row = torch.unique(self.rows, return_inverse=True)
-        zeros = values.new_zeros(int(row.max()) + 1 if len(row) else 0)
-        count = zeros.index_add(0, row, where.to(values.dtype))
-        return (zeros.index_add(0, row, values * where) / count.clamp(min=1))[row]
+        return row_means(values, self.rows, where)
 
 
 @dataclass(frozen=True)

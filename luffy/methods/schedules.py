@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import tyro
 from pydantic import BeforeValidator
 
+from ..errors import ConfigError
+
 SHAPES = ("cosine", "linear", "step")
 KEYS = {"start", "end", "steps", "warmup", "shape"}
 
@@ -67,9 +69,8 @@ def at(schedule: float | dict[str, Any], step: int) -> float:
     return float(end + (start - end) * left)
 
 
-def bounds(schedule: float | dict[str, Any]) -> tuple[float, float]:
-    """The least and the greatest value that it ever has."""
-    if not isinstance(schedule, dict):
-        return schedule, schedule
-    values = [schedule["start"], schedule["end"], *([0.0] if schedule.get("warmup") else [])]
-    return float(min(values)), float(max(values))
+def check_share(schedule: float | dict[str, Any], said: str, most: float = 1.0) -> None:
+    """Raises ConfigError, with what it is said to be, if it is ever below 0 or above `most`. A warm-up begins at 0."""
+    values = [schedule["start"], schedule["end"]] if isinstance(schedule, dict) else [schedule]
+    if not 0 <= min(values) <= max(values) <= most:
+        raise ConfigError(f"{said}, not {schedule}")

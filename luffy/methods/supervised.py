@@ -51,9 +51,7 @@ class RLSFTLoss(WithTraces):
     """Weight of the token-mean negative log-likelihood of the demonstrations."""
 
     def signal(self, batch: Batch) -> Signal:
-        foreign = batch.foreign.float()
-        advantages = self.advantages(batch, "on_policy")
-        return Signal.of(batch, advantages, policy=1.0 - foreign, likelihood=self.sft_loss_coef * foreign)
+        return self.imitating(batch, self.sft_loss_coef, baseline="on_policy")
 
 
 @register("sft_rl", "SFT+RL")

@@ -17,16 +17,13 @@ import argparse
 import hashlib
 import json
 import logging
-import os
 import random
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..config import TINY
 from ..data import tinyworld
-from ..data.hub import cache_folder, held_in_cache
+from ..data.hub import made_in_cache
 from ..data.templates import THINK_OPEN
 from ..data.tinyworld import FAMILIES
 from ..errors import ConfigError
@@ -129,19 +126,7 @@ def locate(base: Base) -> Path:
     shipped = SHIPPED / base.folder_name
     if (shipped / "model.safetensors").is_file():
         return shipped
-    name = f"{base.folder_name}-{base.digest()}"
-    if (folder := cache_folder() / "bases" / name).is_dir():
-        return folder
-    with held_in_cache("bases", name) as folder:
-        if not folder.is_dir():
-            aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
-            try:
-                make(base, aside)
-                aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-                os.rename(aside, folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    return made_in_cache("bases", f"{base.folder_name}-{base.digest()}", lambda folder: make(base, folder))
 
 
 def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from ..data.hub import held_in_cache
+from ..data.hub import made_in_cache
 from ..errors import ConfigError
 from ..runs import file_hash
 
@@ -38,17 +35,7 @@ def weights_file() -> Path:
 def locate() -> Path:
     """The model's folder, made at the first call. Raises ConfigError as weights_file does."""
     file = weights_file()
-    name = f"{NAME}-{file_hash(file)[:12]}"
-    with held_in_cache("models", name) as folder:
-        if not folder.is_dir():
-            aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
-            try:
-                convert(file, aside)
-                aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-                os.rename(aside, folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return folder
+    return made_in_cache("models", f"{NAME}-{file_hash(file)[:12]}", lambda folder: convert(file, folder))
 
 
 def convert(file: Path, out: Path) -> None:

@@ -14,13 +14,16 @@ import os
 import threading
 import time
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch.distributed as dist
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_NAME = "LUFFY_NODE_TIMEOUT"
 """Environment variable that the launcher hands on: seconds of silence after which a process counts as lost."""
+TIMEOUT_S = 300.0
 LEFT = 1 << 40  # a count that says goodbye
 
 
@@ -29,7 +32,9 @@ def watch(rank: int, size: int) -> None:
     (torchrun), whose store outlives the processes, nothing is watched."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
-    timeout_s = float(os.environ.get(TIMEOUT_NAME, 300))
+    import torch.distributed as dist
+
+    timeout_s = float(os.environ.get(TIMEOUT_NAME, TIMEOUT_S))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # a connection of its own: others are blocked while the process waits in them
     store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
@@ -39,14 +44,16 @@ def watch(rank: int, size: int) -> None:
     atexit.register(lambda: counts.add(str(rank), LEFT))
 
 
-def _watch(counts: dist.Store, rank: int, size: int, timeout_s: float) -> None:
+def _watch(counts: Store, rank: int, size: int, timeout_s: float) -> None:
+    from torch.distributed import DistError
+
     others = [other for other in range(size) if other != rank]
     last, seen = dict.fromkeys(others, -1), dict.fromkeys(others, time.monotonic())
     while True:
         try:
             counts.add(str(rank), 1)
             found = {other: counts.add(str(other), 0) for other in others}
-        except dist.DistError:  # the launcher that has the store is gone, and with it a machine or the whole run
+        except DistError:  # the launcher that has the store is gone, and with it a machine or the whole run
             found = {}
         now = time.monotonic()
         for other in others:

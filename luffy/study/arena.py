@@ -139,15 +139,12 @@ def scores(jobs: Sequence[Job]) -> pd.DataFrame:
     """One row per complete run: as results.per_run, with operations and demonstrations (rows that are a trace or begin
     in one) of all stages, and equal, the accuracy in distribution when as much is spent as by the method with rollouts
     that spends the least."""
-    import pandas as pd
 
     done = [job for job in jobs if job.run.is_complete]
     table = results.per_run(done)
     if table.empty:
         return table
-    frames = [pd.DataFrame(job.rows()).assign(run=number) for number, job in enumerate(done)]
-    curves = pd.concat(frames, ignore_index=True)
-    curves = curves.assign(spent=cost.operations(curves)).sort_values(["run", "step"], kind="stable")
+    curves = _curves(done)
     table["operations"] = cost.spent_on(table["generated_tokens"], table["trained_tokens"])
     shown = curves.groupby(["run", "stage"])["total/demonstrations"].max().groupby("run").sum()
     table["demonstrations"] = shown.reindex(range(len(done))).to_numpy()
@@ -157,6 +154,15 @@ def scores(jobs: Sequence[Job]) -> pd.DataFrame:
         found = {run: cost.reached(rows, budget) for run, rows in curves.groupby("run")}
         table["equal"] = [found[run] for run in range(len(done))]
     return table
+
+
+def _curves(jobs: Sequence[Job]) -> pd.DataFrame:
+    """The metrics of all runs in order, with columns run (the job's place), method, and spent (operations so far)."""
+    import pandas as pd
+
+    frames = [pd.DataFrame(job.rows()).assign(run=i, method=job.config.method.name) for i, job in enumerate(jobs)]
+    curves = pd.concat(frames, ignore_index=True)
+    return curves.assign(spent=cost.operations(curves)).sort_values(["run", "step"], kind="stable")
 
 
 def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.DataFrame:
@@ -202,15 +208,15 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
     found = scores(jobs)
     if found.empty:
         return pd.DataFrame()
-    ranked = standings(found)
+    ranked = {column: standings(found, column) for column in ("id", "ood", "equal") if column in found}
+    others = {column: ranks.set_index("method") for column, ranks in ranked.items() if column != "id"}
     rows = []
-    for row in ranked.to_dict("records"):
+    for row in ranked["id"].to_dict("records"):
         mine, known = found[found["method"] == row["method"]], row["best"] == row["best"]
         cells = {"method": row["label"], "seeds": row["seeds"], "id": _interval(row["id"], row["half"])}
-        for column in ("ood", "equal"):
-            if column in found:
-                other = standings(found, column).set_index("method").loc[row["method"]]
-                cells[column] = _interval(other[column], other["half"])
+        for column, ranks in others.items():
+            other = ranks.loc[row["method"]]
+            cells[column] = _interval(other[column], other["half"])
         cells |= {
             "rank": f"{row['rank']}" + (f" [{row['rank low']:.0f}, {row['rank high']:.0f}]" if known else ""),
             "best": f"{row['best']:.0%}" if known else "–",
@@ -230,25 +236,17 @@ def _interval(value: float, half: float) -> str:
 def plot_cost(worlds: Mapping[str, Sequence[Job]], metric: str = "eval/id") -> Figure:
     """Validation accuracy over operations per parameter, a panel per world, a line per method: the mean over seeds,
     interpolated to common costs."""
-    import pandas as pd
-
     figure, axes = style.grid(max(1, len(worlds)))
     for axis, (world, members) in zip(axes, worlds.items(), strict=False):
         axis.set(title=world, xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
-        by_method: dict[str, list[pd.DataFrame]] = {}
-        for number, job in enumerate(job for job in members if job.run.is_complete):
-            rows = pd.DataFrame(job.rows()).assign(run=number)
-            if metric in rows:
-                rows = (
-                    rows.assign(spent=cost.operations(rows))
-                    .dropna(subset=[metric])
-                    .drop_duplicates("step", keep="last")
-                )
-                by_method.setdefault(job.config.method.name, []).append(rows)
-        for method in [m for m in METHODS if m in by_method]:
-            curves = by_method[method]
-            spent = np.linspace(0, min(rows["spent"].max() for rows in curves), 50)
-            mean = np.mean([np.interp(spent, rows["spent"], rows[metric]) for rows in curves], axis=0)
+        done = [job for job in members if job.run.is_complete]
+        if not done or metric not in (curves := _curves(done)):
+            continue
+        known = curves.dropna(subset=[metric]).drop_duplicates(["run", "step"], keep="last")
+        for method in [m for m in METHODS if m in set(known["method"])]:
+            runs = [rows for _, rows in known[known["method"] == method].groupby("run")]
+            spent = np.linspace(0, min(rows["spent"].max() for rows in runs), 50)
+            mean = np.mean([np.interp(spent, rows["spent"], rows[metric]) for rows in runs], axis=0)
             axis.plot(spent / 1e6, 100 * mean, label=METHODS[method].label, **style.look(method))
     style.legend_below(figure, axes, columns=5)
     return figure

@@ -161,19 +161,17 @@ class Trainer:
             with self.clock.phase("signal"):
                 signal = config.method.signal(batch)
                 parts = self.mini_batches(batch, signal)
-            updates: list[dict[str, float]] = []
+                passes = parts * config.update.num_iterations
             with self.clock.phase("update"):
-                for part in parts * config.update.num_iterations:
-                    updates.append(self.update(part, fresh=not updates))
-            # (what is learned apart has no rollouts to report of)
-            usual = [u for u, part in zip(updates, parts * config.update.num_iterations, strict=True) if not part.apart]
-            updates = usual or updates
+                updates = [self.update(part, fresh=number == 0) for number, part in enumerate(passes)]
         except NonFiniteError as error:
             raise self._failed(error, step, rows or error.rows) from error
         config.method.remember(self.memory, batch)
         advantages = signal.advantage[batch.first + batch.lengths - 1]  # of the rows: a beginning may have its own
         if keeper is not None:
             keeper.samples(step + 1, lambda: readable(rows, advantages, self.problems))
+        # (what is learned apart has no rollouts to report of)
+        updates = [found for found, part in zip(updates, passes, strict=True) if not part.apart] or updates
         first = updates[0] if updates else {}
         metrics = {name: sum(update[name] for update in updates) / len(updates) for name in first}
         # of the policy that has sampled: it has moved on in the other updates

@@ -145,16 +145,9 @@ def loss_terms(
 
     part, imitated, active = weighted.policy != 0, weighted.likelihood != 0, weighted.active
     losses = token_losses(
-        *(
-            logp[part],
-            old[part],
-            advantage[part],
-            foreign[part],
-            method.ratios,
-            signal.teacher[part],
-            weighted.rows[part],
-        )
-    )
+        logp[part], old[part], advantage[part], foreign[part], method.ratios, signal.teacher[part],
+        weighted.rows[part],
+    )  # fmt: skip
     # live may have changed the weight, not the denominator
     scale = mini.scale[at][part] * (signal.policy / weighted.policy)[part]
     terms = {"policy": (losses.losses * scale).sum()}

@@ -44,21 +44,21 @@ class BREAD(Grouped):
             low, high = (low, pieces) if enough else (pieces, high)
 
     def signal(self, batch: Batch) -> Signal:
-        kept = batch.of_rows(self._chosen(batch).__contains__)
+        chosen = self._chosen(batch)
+        kept = batch.of_rows(lambda row: chosen[row.group] == row.round)
         weight = batch.spread(kept.float()) * (1.0 - batch.foreign.float())
         return Signal.of(batch, self.advantages(batch, among=kept), policy=weight)
 
-    def _chosen(self, batch: Batch) -> list[Row]:
-        """The rows of each group's shortest beginning with which a share within the bounds is right; of its last round
-        if there is none."""
+    def _chosen(self, batch: Batch) -> dict[int, int]:
+        """The round of each group with the shortest beginning with which a share within the bounds is right; its last
+        one if there is none."""
         groups: dict[int, dict[int, list[Row]]] = {}
         for row in batch.rows:
             groups.setdefault(row.group, {}).setdefault(row.round, []).append(row)
-        chosen: list[Row] = []
-        for rounds in groups.values():
-            good = [rows for number, rows in rounds.items() if number and self._will_do(rows)]
-            shortest = sorted(good, key=lambda rows: rows[0].foreign)
-            chosen += shortest[0] if shortest else rounds[max(rounds)]
+        chosen = {}
+        for group, rounds in groups.items():
+            good = [number for number, rows in rounds.items() if number and self._will_do(rows)]
+            chosen[group] = min(good, key=lambda number: rounds[number][0].foreign) if good else max(rounds)
         return chosen
 
     def _will_do(self, rows: list[Row]) -> bool:

@@ -6,12 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ...errors import ConfigError
 from ..base import register
 from ..fields import Clip, PositiveInt, settings
 from ..on_policy import Grouped
 from ..rows import ROLLOUT, TRACES, Batch, Draw, Now, Rounds, Signal, whole
-from ..schedules import Scheduled, at, bounds, scheduled
+from ..schedules import Scheduled, at, check_share, scheduled
 
 
 @settings
@@ -28,8 +27,7 @@ class Chord(Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= bounds(self.mu)[0] <= bounds(self.mu)[1] <= 1:
-            raise ConfigError(f"mu is a share of the loss, from 0 to 1, not {self.mu}")
+        check_share(self.mu, "mu is a share of the loss, from 0 to 1")
 
     def traces_wanted(self) -> int:
         return self.beside
@@ -46,9 +44,8 @@ class Chord(Grouped):
         yield [ROLLOUT] * draw.size + [whole(draw.problems[other][0], problem=other) for other in others]
 
     def signal(self, batch: Batch) -> Signal:
-        foreign, mu = batch.foreign.float(), at(self.mu, batch.step)
-        advantages = self.advantages(batch, "on_policy")
-        return Signal.of(batch, advantages, policy=(1 - mu) * (1 - foreign), likelihood=mu * foreign)
+        mu = at(self.mu, batch.step)
+        return self.imitating(batch, mu, baseline="on_policy", policy=1 - mu)
 
 
 @register("chord_mu", "CHORD-mu")

@@ -11,7 +11,7 @@ from ...objective import Ratios
 from ..base import register
 from ..fields import Positive, Share
 from ..on_policy import Grouped
-from ..rows import ROLLOUT, SHARES, Batch, Draw, Memory, Rounds, Signal, Start
+from ..rows import ROLLOUT, SHARES, Batch, Draw, Memory, Rounds, Row, Signal, Start
 
 
 @register("exgrpo", "ExGRPO")
@@ -50,18 +50,19 @@ class ExGRPO(Grouped):
         own = [row for row in batch.rows if not row.replayed]
         if not memory.numbers and sum(row.right for row in own) < self.replay_start * len(own):
             return
-        found: dict[tuple[int, int], list[bool]] = {}
+        groups: dict[int, list[Row]] = {}  # each of one problem
         for row in own:
-            found.setdefault((row.group, row.problem), []).append(row.right)
-            if row.right:
-                start = Start(row.token_ids, row.logprobs, whole=True)
-                memory.keep(row.problem, start, most=len([r for r in own if r.group == row.group]))
-        for (_, problem), right in found.items():
-            if memory.of(problem):
-                memory.numbers[problem] = float(sum(right))
-        for (_, problem), right in found.items():  # last: two groups may have had the same problem
-            if all(right):
-                memory.forget(problem)
+            groups.setdefault(row.group, []).append(row)
+        for rows in groups.values():
+            for row in rows:
+                if row.right:
+                    memory.keep(row.problem, Start(row.token_ids, row.logprobs, whole=True), most=len(rows))
+        for rows in groups.values():
+            if memory.of(rows[0].problem):
+                memory.numbers[rows[0].problem] = float(sum(row.right for row in rows))
+        for rows in groups.values():  # last: two groups may have had the same problem
+            if all(row.right for row in rows):
+                memory.forget(rows[0].problem)
 
 
 def _certainty(start: Start) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from ...errors import ConfigError
 from ..base import register
 from ..fields import Clip, Share
 from ..on_policy import Grouped
 from ..rows import ROLLOUT, SHARES, Batch, Draw, Rounds, Signal, begun
-from ..schedules import Scheduled, at, bounds, scheduled
+from ..schedules import Scheduled, at, check_share, scheduled
 
 
 @register("pope", "POPE")
@@ -22,8 +21,7 @@ class POPE(Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= bounds(self.prefix_share)[0] <= bounds(self.prefix_share)[1] <= 1:
-            raise ConfigError(f"prefix_share is a share, from 0 to 1, not {self.prefix_share}")
+        check_share(self.prefix_share, "prefix_share is a share, from 0 to 1")
 
     def traces_wanted(self) -> int:
         return 1

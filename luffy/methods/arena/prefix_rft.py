@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from ...errors import ConfigError
 from ..base import register
 from ..fields import Clip, Share
 from ..on_policy import Grouped
 from ..rows import PREFIXES, ROLLOUT, Batch, Draw, Now, Rounds, Signal, begun
-from ..schedules import Scheduled, at, bounds, scheduled
+from ..schedules import Scheduled, at, check_share, scheduled
 
 
 @register("prefix_rft", "Prefix-RFT")
@@ -29,10 +28,8 @@ class PrefixRFT(Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= bounds(self.prefix_low)[0] <= bounds(self.prefix_low)[1] <= self.prefix_high:
-            raise ConfigError(
-                f"prefix_low is a share between 0 and prefix_high {self.prefix_high}, not {self.prefix_low}"
-            )
+        said = f"prefix_low is a share between 0 and prefix_high {self.prefix_high}"
+        check_share(self.prefix_low, said, most=self.prefix_high)
 
     def traces_wanted(self) -> int:
         return 1

@@ -26,9 +26,7 @@ class ReLIFT(Grouped):
         yield [ROLLOUT] * draw.size + traces
 
     def signal(self, batch: Batch) -> Signal:
-        foreign = batch.foreign.float()
-        advantages = self.advantages(batch, "on_policy")
-        return Signal.of(batch, advantages, policy=1.0 - foreign, likelihood=self.sft_loss_coef * foreign)
+        return self.imitating(batch, self.sft_loss_coef, baseline="on_policy")
 
     def remember(self, memory: Memory, batch: Batch) -> None:
         for row in batch.rows:

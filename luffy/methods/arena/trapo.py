@@ -12,7 +12,7 @@ from ...objective import Ratios
 from ..base import register
 from ..fields import Positive, Share
 from ..on_policy import Grouped
-from ..rows import ROLLOUT, Batch, Draw, Rounds, Signal, begun, whole
+from ..rows import ROLLOUT, Batch, Draw, Rounds, Signal, part
 
 
 @register("trapo", "TRAPO")
@@ -42,14 +42,14 @@ class TRAPO(Grouped):
             guided = traces and sum(row.right for row in group) < bound * len(group)
             if not rows:
                 continue
-            start = (whole(traces[0]) if share == 1.0 else begun(traces[0], share)) if guided else ROLLOUT
+            start = part(traces[0], share) if guided else ROLLOUT
             group = yield [start] * rows
 
     def signal(self, batch: Batch) -> Signal:
         """Foreign tokens count as if their advantage were 1, of two rows with the same beginning once."""
         usual = Signal.of(batch, self.advantages(batch))
-        keys = [(row.group, row.foreign) for row in batch.rows]
-        again = torch.tensor([key in keys[:i] for i, key in enumerate(keys)])
+        first: dict[tuple[int, int], int] = {}
+        again = torch.tensor([first.setdefault((r.group, r.foreign), i) < i for i, r in enumerate(batch.rows)])
         weight = torch.where(batch.foreign & batch.spread(again), 0.0, 1.0)
         advantage = torch.where(batch.foreign, torch.ones(()), usual.advantage)
         return replace(usual, advantage=advantage, policy=weight)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from ...errors import ConfigError
 from ..base import register
 from ..fields import Clip, Count, NonNegative, PositiveInt
 from ..on_policy import Grouped
 from ..rows import PREFIXES, ROLLOUT, Batch, Draw, Rounds, Signal, begun
-from ..schedules import Scheduled, at, bounds, scheduled
+from ..schedules import Scheduled, at, check_share, scheduled
 
 
 @register("uft", "UFT")
@@ -31,8 +30,7 @@ class UFT(Grouped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= bounds(self.hint_share)[0] <= bounds(self.hint_share)[1] <= 1:
-            raise ConfigError(f"hint_share is a share, from 0 to 1, not {self.hint_share}")
+        check_share(self.hint_share, "hint_share is a share, from 0 to 1")
 
     def traces_wanted(self) -> int:
         return 1
@@ -43,5 +41,4 @@ class UFT(Grouped):
         yield [begun(hints[0], pieces / self.hint_pieces) if hints else ROLLOUT] * draw.size
 
     def signal(self, batch: Batch) -> Signal:
-        foreign = batch.foreign.float()
-        return Signal.of(batch, self.advantages(batch), policy=1.0 - foreign, likelihood=self.sft_loss_coef * foreign)
+        return self.imitating(batch, self.sft_loss_coef)
