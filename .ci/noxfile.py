@@ -89,4 +89,4 @@ def python313(session: nox.Session) -> None:
     session.chdir(ROOT)
     session.install("-q", "pytest", "math-verify~=0.9.0", "latex2sympy2-extended", "numpy", "scipy")
     options = ["-q", "--noconftest", "-o", "addopts=--import-mode=importlib", "-o", "pythonpath=tests ."]
-    session.run("pytest", *options, "tests/verifier", "tests/test_stats.py")
+    session.run("pytest", *options, "tests/verifier", "tests/evaluation/test_stats.py")

@@ -1,5 +1,6 @@
 """The command line: `luffy train` and `luffy evaluate` (every field of their configurations is a flag), `luffy resume
-DIR`, `luffy plan` (will it fit), `luffy data` (OpenR1-Math to training sets), `luffy serve` (vLLM for others).
+DIR`, `luffy plan` (will it fit), `luffy data` (OpenR1-Math to training sets), `luffy serve` (vLLM for others),
+`luffy notebooks DIR` (copies the notebooks).
 
 The exit code is 0 only if the run, or the evaluation, is complete.
 """
@@ -12,7 +13,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +23,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from . import methods
-from .config import DEFAULT_MODEL, DROPPED, RENAMED, TINY, Config, describe_unknown, field_names, make_config
+from .config import DEFAULT_MODEL, DROPPED, RENAMED, Config, describe_unknown, field_names, make_config
 from .errors import ConfigError, DataError, RunError, TemplateError
 from .evaluation.options import EvaluationConfig
 from .methods import METHODS
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             for name in sorted(_names(raw) & (RENAMED | DROPPED).keys()):
                 raise ConfigError(describe_unknown(name, methods.Method))
-            app = _app(resume, evaluate, plan, arena, data, serve)
+            app = _app(resume, evaluate, plan, arena, data, serve, notebooks)
             app.command(name="train")(_train_command(make_config("luffy")))
             app.cli(prog="luffy", description=DESCRIPTION, args=raw, config=(tyro.conf.OmitArgPrefixes,))
     except (ConfigError, DataError, RunError, TemplateError) as error:  # anything else keeps its traceback
@@ -180,7 +181,10 @@ def _train_command(base: Config) -> Callable[..., tuple[Config, Path, Launch]]:
 
 
 def _train(config: Config, run_dir: Path, launch: Launch) -> None:
-    _check_models(filter(None, [config.model, config.method.reference(config.model)]))
+    from .model.loading import check_model
+
+    for model in filter(None, [config.model, config.method.reference(config.model)]):
+        check_model(model)  # before what takes seconds to import, and before a run is begun
     if launch.several:
         RunDirectory(run_dir).start(config, make_manifest(config.seed))
         _launch(["resume", str(run_dir)], launch)
@@ -218,21 +222,6 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     os.execv(sys.executable, [*launcher, "-m", "luffy.cli", *command])
 
 
-def _check_models(models: Iterable[str]) -> None:
-    """Raises ConfigError for a model that is nowhere, before what takes seconds to import and before a run is begun."""
-    from .data import hub
-    from .model import bases, smollm
-
-    for model in models:
-        try:
-            if model == smollm.NAME:
-                smollm.weights_file()
-            elif model != TINY and bases.parse(model) is None:
-                hub.check_model(model)
-        except hub.NotFoundError as error:
-            raise ConfigError(f"no model {model!r}: {error}") from error
-
-
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +247,10 @@ def evaluate(
         option_seed: Order of multiple-choice options.
         nproc: Processes that share the problems, one per GPU.
     """
-    _check_models(models)
+    from .model.loading import check_model
+
+    for model in models:
+        check_model(model)
     if nproc > 1:
         _launch(_without(sys.argv[1:], "--nproc"), Launch(nproc))
     from .data import benchmarks as known
@@ -401,6 +393,18 @@ def arena(
     from .study.arena import compare
 
     compare(worlds, runs_dir, methods, seeds, parallel or None, **values)
+
+
+def notebooks(folder: tyro.conf.Positional[Path]) -> None:
+    """Copy the notebooks of the installed version to a folder that has none of them.
+
+    Args:
+        folder: Where to.
+    """
+    from .study.presets import copy_notebooks
+
+    for path in copy_notebooks(folder):
+        print(path)
 
 
 def serve(

@@ -366,12 +366,13 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in new.items() if name == "method" or name in field_names(method)}
 
 
-def make_config(method: str = "luffy", **values: Any) -> Config:
-    """The configuration of a method, with flat `values` over what it starts from.
+def make_config(method: str | type[Method] = "luffy", **values: Any) -> Config:
+    """The configuration of a method, by its name or METHODS["..."], with flat `values` over what it starts from.
 
     Raises ConfigError for what does not exist or fit.
     """
-    return from_dict({**methods.get(method).defaults, **_named(values), "method": method})
+    chosen = methods.get(method) if isinstance(method, str) else method
+    return from_dict({**chosen.defaults, **_named(values), "method": methods.full_name(chosen)})
 
 
 def check_package(package: str, what: str, extra: str) -> None:

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from . import config as configs
+from . import display
 from .config import Config, upgraded
 from .errors import ConfigError, RunError
 
@@ -47,6 +48,19 @@ class RunDirectory:
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        row, rows = self.last_row(), {"state": "not begun"}
+        if (self.path / "config.json").exists():
+            config = self.config()
+            state = "complete" if self.is_complete else "running" if self.is_running else "stopped"
+            rows = {"state": f"{state}, step {row.get('step', 0)} of {config.max_steps}"}
+            rows |= {"method": config.method.label, "model": config.model, "seed": str(config.seed)}
+        if self.is_complete:
+            averages = self.evaluation()["averages"]
+            rows |= {f"accuracy, {name}": f"{100 * value:.1f} %" for name, value in averages.items()}
+        names = ("config.json", "manifest.json", "metrics.jsonl", "samples", "checkpoints", "evaluation.json")
+        return display.table(str(self.path), rows, (self.path / name for name in names))
 
     # --- what is there -------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from luffy.stats import interval
+from luffy.evaluation.stats import interval
 from luffy.study import style
 
 from .files import missing

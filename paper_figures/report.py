@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from luffy.evaluation.stats import interval
 from luffy.methods import METHODS, PAPER_METHODS
-from luffy.stats import interval
 from luffy.study import cost
 from luffy.study.experiments import Job
 from luffy.study.inference import VERDICTS

@@ -10,8 +10,8 @@ import pandas as pd
 
 from luffy import tables as luffy_tables
 from luffy.evaluation.paper_numbers import read_published
+from luffy.evaluation.stats import interval
 from luffy.methods import METHODS
-from luffy.stats import interval
 from luffy.study.results import BASE, base_scores
 
 from .runs import MAIN_SET, RESULTS, SETTINGS, Runs, recipe

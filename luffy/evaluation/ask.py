@@ -18,10 +18,10 @@ from ..data.benchmarks import LoadedBenchmark
 from ..data.tokenization import TokenizedProblem, completion_text, tokenize_problems
 from ..errors import NonFiniteError
 from ..sampling.protocol import Sampler, SamplingParams, SamplingRequest
-from ..stats import mean, pass_at_k
 from ..verifier.answers import boxed
 from ..verifier.pool import THINK_CLOSE
 from .rewards import Reward
+from .stats import mean, pass_at_k
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

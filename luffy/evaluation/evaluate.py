@@ -27,6 +27,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import display
 from ..data.benchmarks import LoadedBenchmark
 from ..data.templates import check_template, opens_think
 from ..data.tokenization import TokenizedProblem, tokenize_problems
@@ -325,6 +326,15 @@ class Evaluation:
         for task, line in self._lines():
             lines[task.benchmark].append(line)
         return {name: count(part, column) for name, part in lines.items()}
+
+    def _repr_html_(self) -> str:
+        scored = len(self.scores())
+        rows = {"model": self.config.model, "scored": f"{scored} of {len(self.tasks)} problems"}
+        if scored == len(self.tasks):
+            for name, result in self.results().items():
+                rows[name] = f"avg@{result.samples} {100 * result.accuracy:.1f} %"
+        names = ("config.json", "manifest.json", "completions.jsonl", "scores.jsonl")
+        return display.table(str(self.path), rows, (self.path / name for name in names))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per completion: both graders' opinions and what was answered."""

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import stats
 from ..data.benchmarks import BENCHMARKS, Benchmark, LoadedBenchmark
-from ..stats import mean, pass_at_k
+from . import stats
+from .stats import mean, pass_at_k
 
 if TYPE_CHECKING:
     import pandas as pd

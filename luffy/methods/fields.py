@@ -13,6 +13,7 @@ import tyro
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from .. import display
 from ..errors import ConfigError
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ def settings(cls: type[T]) -> type[T]:
             raise ConfigError(_one_line(error, made)) from None
 
     made.__init__ = __init__
+    made._repr_html_ = display.settings
     return made
 
 

@@ -55,6 +55,17 @@ def model_path(source: str | Path) -> str:
     return str(bases.locate(base)) if base else hub.expanded(source)
 
 
+def check_model(source: str) -> None:
+    """Raises ConfigError for a model that is nowhere, without loading or making it."""
+    try:
+        if source == smollm.NAME:
+            smollm.weights_file()
+        elif source != TINY and bases.parse(source) is None:
+            hub.check_model(source)
+    except hub.NotFoundError as error:
+        raise ConfigError(f"no model {source!r}: {error}") from error
+
+
 def _no_model(source: str | Path, error: Exception) -> ConfigError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     local = isinstance(error, hub.NotFoundError) or Path(model_path(source)).exists()

@@ -19,8 +19,8 @@ from ..config import make_config
 from ..data import tinyworld
 from ..data.tokenization import tokenize_problems
 from ..evaluation import ask
+from ..evaluation.stats import mean, pass_at_k
 from ..sampling.protocol import SamplingParams
-from ..stats import mean, pass_at_k
 
 log = logging.getLogger(__name__)
 

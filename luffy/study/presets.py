@@ -9,6 +9,8 @@ fields of theirs, which variants go over.
 
 from __future__ import annotations
 
+import importlib.metadata
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,13 @@ from .. import methods
 from ..config import Config, fitting, make_config, read_file
 from ..errors import ConfigError
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
+"""The presets' files by name; a notebook completes the names at `PRESETS["`."""
 
 
 def _read(path: str | Path, kind: str = "") -> dict[str, Any]:
     """The values of a preset by its name, which begins with the kind in the folder, or of a file of one's own."""
-    named = PRESETS / f"{kind}{path}.yaml"
-    return read_file(named if named.is_file() else path)
+    return read_file(PRESETS.get(f"{kind}{path}", path))
 
 
 def read_values(path: str | Path, method: str) -> dict[str, Any]:
@@ -80,10 +82,33 @@ def over(preset: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return {**merged, "tuned": tuned} if tuned else merged
 
 
-def default_runs_dir(name: str) -> Path:
-    """runs/`name` in the project's root: the current folder or, for a notebook in notebooks/, the one above."""
+def root() -> Path:
+    """The project's root: the current folder or, for a notebook in notebooks/, the one above."""
     here = Path.cwd()
-    return (here.parent if here.name == "notebooks" else here) / "runs" / name
+    return here.parent if here.name == "notebooks" else here
+
+
+def default_runs_dir(name: str) -> Path:
+    """runs/`name` in the project's root."""
+    return root() / "runs" / name
+
+
+def copy_notebooks(folder: Path) -> list[Path]:
+    """Copies the notebooks of a checkout, or of an installed wheel, to a folder. Returns the copies.
+
+    Raises ConfigError if one of them is there already, with nothing copied, or if there are none to copy.
+    """
+    found = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+    if not found:
+        installed = importlib.metadata.files("luffy") or []
+        found = sorted(Path(str(file.locate())) for file in installed if file.match("share/luffy/notebooks/*.ipynb"))
+    if not found:
+        raise ConfigError("there are no notebooks beside this installation of luffy")
+    known = [path.name for path in found if (folder / path.name).exists()]
+    if known:
+        raise ConfigError(f"{folder} has {', '.join(known)} already: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(path, folder)) for path in found]
 
 
 def as_value(parameter: Any) -> Any:

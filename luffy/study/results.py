@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.stats import interval
 from ..methods import METHODS
-from ..stats import interval
 from .experiments import Job
 from .inference import welch
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..data.tokenization import TokenizedProblem
+from ..evaluation.stats import mean
 from ..methods.rows import Row
 from ..sampling.ranks import Ranks
-from ..stats import mean
 from ..verifier.answers import boxed
 
 GAP_BOUND = 0.2  # nats; a token whose log-probs differ by more counts as mismatched between sampler and trainer

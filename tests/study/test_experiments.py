@@ -10,8 +10,8 @@ from helpers import ended, forked
 from paths import ROOT
 
 from luffy import METHODS, ConfigError, experiments, plots, presets, results, resume, train
+from luffy.evaluation.stats import interval
 from luffy.methods import ARENA_METHODS, PAPER_METHODS
-from luffy.stats import interval
 from luffy.study.experiments import RunsFailedError, make_jobs
 from luffy.study.presets import as_value, load_preset
 from luffy.study.style import LOOKS

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from luffy.stats import Interval, bootstrap, paired_bootstrap, pass_at_k
+from luffy.evaluation.stats import Interval, bootstrap, paired_bootstrap, pass_at_k
 
 
 def test_pass_at_k_by_hand_and_by_enumeration():
