@@ -22,13 +22,18 @@ def table(caption: str, rows: Mapping[str, Any], files: Iterable[Path] = ()) -> 
         for name, value in rows.items()
     ]
     links = ", ".join(
-        f'<a href="{html.escape(os.path.relpath(path), quote=True)}">{html.escape(path.name)}</a>'
+        f'<a href="{html.escape(place(path), quote=True)}">{html.escape(path.name)}</a>'
         for path in files
         if path.exists()
     )
     if links:
         lines.append(f'<tr><th style="text-align:left">files</th><td style="text-align:left">{links}</td></tr>')
     return f'<table><caption style="text-align:left"><b>{html.escape(caption)}</b></caption>{"".join(lines)}</table>'
+
+
+def place(path: Path) -> str:
+    """A path as seen from the current folder."""
+    return os.path.relpath(path)
 
 
 def settings(value: Any) -> str:

@@ -60,7 +60,7 @@ class RunDirectory:
             averages = self.evaluation()["averages"]
             rows |= {f"accuracy, {name}": f"{100 * value:.1f} %" for name, value in averages.items()}
         names = ("config.json", "manifest.json", "metrics.jsonl", "samples", "checkpoints", "evaluation.json")
-        return display.table(str(self.path), rows, (self.path / name for name in names))
+        return display.table(display.place(self.path), rows, (self.path / name for name in names))
 
     # --- what is there -------------------------------------------------------------------------------------------
 

@@ -24,8 +24,8 @@ FOLDER = Path(__file__).parent / "baselines"
 RELATIVE, ABSOLUTE = 1e-4, 1e-9
 RMS = 3.0
 DPI = 80
-README = ("map", "figure5_dynamics", "figure6_shaping")  # pictures that the README shows, finer, in readme/
-README_DPI = 160
+README = ("map", "figure5_dynamics")  # pictures that the README shows, finer
+PICTURES = Path(__file__).parents[1] / "notebooks" / "pictures"
 
 
 def frames(runs: Runs) -> dict[str, pd.DataFrame]:
@@ -52,7 +52,7 @@ def accept(runs: Runs, folder: Path = FOLDER) -> None:
         for path, said in report.texts(runs).items():
             path.write_text(said)
         for name in README:
-            _picture(name, runs, folder.parent / "readme" / f"{name}.png", dpi=README_DPI)
+            _picture(name, runs, PICTURES / f"{name}.png", dpi=style.DPI)
 
 
 def drift(runs: Runs, folder: Path = FOLDER, pictures: Sequence[str] = FIGURES) -> list[str]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from luffy.study.results import BASE, base_scores, is_percent
 
 from . import claims, make_runs, tables
 from . import map as leads_of
-from .runs import MAIN_SET, Runs, set_of
+from .runs import Runs, set_of
 
 FILE = Path(__file__).parent / "RESULTS.md"
 README = Path(__file__).parents[1] / "README.md"
@@ -29,6 +29,7 @@ COLUMNS = {
     "id": "in distribution", "ood": "out of distribution", "id T=0.1": "in, at T = 0.1", "pass@8": "pass@8",
     "entropy_answer": "entropy of an answer", "length": "length", "operations": "operations",
 }  # fmt: skip
+README_COLUMNS = {name: COLUMNS[name] for name in ("id", "ood", "pass@8")}
 
 
 def texts(runs: Runs) -> dict[Path, str]:
@@ -40,25 +41,25 @@ def texts(runs: Runs) -> dict[Path, str]:
     _, end, after = rest.partition(MARKS[1])
     if not start or not end:
         raise ValueError(f"{README} lacks the marks {MARKS}")
-    said = _readme(runs, verdicts, leads, table, len(wanted), len(lacking))
+    said = _readme(runs, verdicts, leads, len(wanted), len(lacking))
     return {
         FILE: _results(runs, verdicts, leads, table, _sets(wanted, lacking)),
         README: f"{before}{start}\n\n{said}\n\n{end}{after}",
     }
 
 
-def main_table(runs: Runs) -> str:
+def main_table(runs: Runs, columns: Mapping[str, str] = COLUMNS) -> str:
     """A row for the base models and for every method of the main runs: mean +- half-width of the 95% interval over
     seeds. Operations in millions."""
     chosen = runs.of()
     chosen = chosen.assign(operations=cost.spent_on(chosen["generated_tokens"], chosen["trained_tokens"]) / 1e6)
     bases = base_scores(chosen)
     known = {column: bases[f"base {column}"] for column in ("id", "ood")}
-    rows = {BASE: {"seeds": len(bases), **{name: _cell(name, known.get(name)) for name in COLUMNS}}}
+    rows = {BASE: {"seeds": len(bases), **{name: _cell(name, known.get(name)) for name in columns}}}
     for method in [method for method in PAPER_METHODS if method in set(chosen["method"])]:
         part = chosen[chosen["method"] == method]
-        rows[METHODS[method].label] = {"seeds": len(part), **{name: _cell(name, part[name]) for name in COLUMNS}}
-    table = pd.DataFrame.from_dict(rows, orient="index").rename(columns=COLUMNS)
+        rows[METHODS[method].label] = {"seeds": len(part), **{name: _cell(name, part[name]) for name in columns}}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename(columns=dict(columns))
     table.index.name = "method"
     return table.to_markdown(disable_numparse=True)
 
@@ -141,21 +142,36 @@ def _cost(runs: Runs) -> str:
     return table.assign(operations=(table["operations"] / 1e6).round(1)).round(1).to_markdown(index=False)
 
 
-def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str, wanted: int, lacking: int) -> str:
+def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, wanted: int, lacking: int) -> str:
     """The text between the marks of the README."""
     counts = verdicts["verdict"].value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*VERDICTS, "no data") if verdict in counts)
-    seeds = runs.of()["seed"].nunique()
     preliminary = f"Preliminary: {wanted - lacking} of {wanted} runs are made so far; so few seeds decide little."
     return "\n\n".join(
         [
             *([preliminary] if lacking else []),
-            "![LUFFY's lead over its rivals on the map](paper_figures/readme/map.png)",
-            _conclusions(leads),
-            f"The default world (set `{MAIN_SET}`, seeds: {seeds}), accuracy in percent, mean ± half-width of the 95% "
-            "interval:",
-            table,
-            f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has each with its "
-            "interval, and how many seeds the undecided ones would take.",
+            "![LUFFY's lead in points over four rivals, with intervals: over what the base model can do by itself "
+            "(left) and over what the teacher adds (right)](notebooks/pictures/map.png)",
+            f"At how many of the {leads['point'].nunique()} points of the map LUFFY is:",
+            _counted(leads),
+            "The default world, accuracy in percent, mean ± half-width of the 95% interval over seeds:",
+            main_table(runs, README_COLUMNS),
+            f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has every number "
+            "with its interval, and what would decide the undecided.",
         ]
     )
+
+
+def _counted(leads: pd.DataFrame) -> str:
+    """How often LUFFY is ahead of each rival, behind, or neither can be said."""
+    counts = pd.crosstab([leads["rival"], leads["score"]], leads["verdict"])
+    rows = {}
+    for rival in dict.fromkeys(leads["rival"]):
+        cells = {}
+        for score, name in leads_of.COLUMNS.items():
+            found = counts.loc[(rival, score)]
+            cells[name] = ", ".join(f"{verdict} {found[verdict]}" for verdict in found.index if found[verdict])
+        rows[METHODS[rival].label] = cells
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index.name = "against"
+    return table.to_markdown()

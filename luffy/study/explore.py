@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from torch import Tensor
 from ..config import Config
 from ..methods.rows import Batch, Row
 from ..runs import RunDirectory
+from ..training.metrics import Metrics
 from ..training.trainer import Trainer
+from ..training.update import loss_terms
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,6 +91,47 @@ def trace_tokens(
     return pd.DataFrame(columns)
 
 
+def pushes(trainer: Trainer, group: Group, row: int = -1) -> pd.DataFrame:
+    """How the first update of a step pushes on each token of a row, the group's trace unless said otherwise, under the
+    trainer's method: minus the gradient of the loss in the token's log-prob. Columns token, probability, push.
+
+    The loss is the one that trains (update.loss_terms), without its entropy term, which has no gradient in log-probs.
+    """
+    import pandas as pd
+
+    batch = Batch.of(group.rows)
+    own = torch.zeros(len(batch.foreign))
+    for part in trainer.mini_batches(batch, trainer.config.method.signal(batch)):
+        places = torch.cat([torch.arange(len(batch.foreign))[_tokens_of(batch, i)] for i in _places(batch, part.rows)])
+        for micro in [*part.micro_batches, *part.watched]:
+            with torch.no_grad():
+                logp, entropy = trainer.engine.token_logprobs(micro)
+            trainer.take_old_logp(part, logp, micro.token_index)
+            leaf = logp.requires_grad_()
+            terms = loss_terms(
+                part, micro.token_index, leaf, entropy, trainer.config.method, Metrics(trainer.model.device)
+            )
+            (slope,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), leaf)
+            own[places[micro.token_index.cpu()]] = -slope.cpu()
+    chosen = group.rows[row]
+    pi = trainer.logprobs([chosen], trainer.engine.token_logprobs).exp()
+    return pd.DataFrame(
+        {
+            "token": [trainer.tokenizer.decode([token]) for token in chosen.token_ids.tolist()],
+            "probability": pi.tolist(),
+            "push": own[_tokens_of(batch, range(len(group.rows))[row])].tolist(),
+        }
+    )
+
+
+def _places(batch: Batch, rows: Sequence[Row]) -> list[int]:
+    return [i for i, row in enumerate(batch.rows) if any(row is other for other in rows)]
+
+
+def _tokens_of(batch: Batch, row: int) -> slice:
+    return slice(int(batch.first[row]), int(batch.first[row] + batch.lengths[row]))
+
+
 def update(trainer: Trainer, group: Group) -> dict[str, float]:
     """One optimiser step on the group, as the trainer takes it. Returns its metrics."""
     batch = Batch.of(group.rows)
@@ -110,13 +153,61 @@ def coloured(tokens: Sequence[str], values: Sequence[float], low: float = 0.0, h
     return f'<div style="font-family:monospace;font-size:15px;line-height:1.9">{"".join(parts)}</div>'
 
 
+def plot_group(group: Group, longest: int = 72) -> Figure:
+    """The group as a diagram: the problem, its answers by who wrote them, their rewards and advantages. Answers are cut
+    to `longest` characters."""
+    from . import style
+
+    count = len(group.rows)
+    figure, (axes,) = style.panels(1, width=10.0, height=0.33 * count + 0.6)
+    bars = axes.inset_axes((0.86, 0.0, 0.14, 1.0))
+    colors = {False: style.look("on_policy")["color"], True: style.look("luffy")["color"]}
+    middle = (count - 1) / 2
+    box: dict[str, Any] = dict(boxstyle="round,pad=0.5", facecolor="white", edgecolor="black")
+    problem = f"{group.prompt}\nanswer: {group.answer}"
+    axes.text(0.08, middle, problem, ha="center", va="center", family="monospace", bbox=box)
+    for place, row in enumerate(group.rows):
+        text = row.text if len(row.text) <= longest else row.text[: longest - 1] + "…"
+        color = colors[row.off_policy]
+        box = dict(boxstyle="round,pad=0.25", facecolor=color, alpha=0.18, edgecolor="none")
+        axes.plot((0.175, 0.235), (middle, place), color=color, alpha=0.7, linewidth=1.2)
+        axes.text(0.245, place, text, va="center", family="monospace", fontsize=8, bbox=box)
+        axes.text(0.825, place, f"{row.reward:g}", ha="center", va="center")
+        bars.barh(place, float(group.advantages[place]), color=color, height=0.6)
+    axes.text(0.01, 0, "sampled by the policy", color=colors[False], va="center", fontsize=9)
+    axes.text(0.01, count - 1, "written by the teacher", color=colors[True], va="center", fontsize=9)
+    axes.text(0.825, -1, "reward", ha="center", va="center", fontsize=9)
+    bars.text(0, -1, "advantage", ha="center", va="center", fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(count - 0.4, -1.4))
+    axes.axis("off")
+    bars.plot((0, 0), (-0.5, count - 0.5), color="black", linewidth=0.8)
+    bars.set(ylim=axes.get_ylim(), yticks=[])
+    bars.spines[["left", "right", "top"]].set_visible(False)
+    return figure
+
+
+def plot_pushes(tables: dict[str, pd.DataFrame]) -> Figure:
+    """The tables of `pushes` as a map, a line per method: each token's share of the method's whole push."""
+    from . import style
+
+    tokens = next(iter(tables.values()))["token"]
+    shares = [table["push"] / table["push"].abs().sum() for table in tables.values()]
+    figure, (axes,) = style.panels(1, width=max(7.0, 0.22 * len(tokens)), height=0.32 * len(tables) + 1.3)
+    most = max(float(share.abs().max()) for share in shares)
+    image = axes.imshow(shares, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    axes.set_yticks(range(len(tables)), list(tables))
+    axes.set_xticks(range(len(tokens)), [token.replace("\n", "\\n") for token in tokens], fontsize=8, rotation=90)
+    axes.grid(visible=False)
+    figure.colorbar(image, label="share of the push")
+    return figure
+
+
 def plot_pull(table: pd.DataFrame) -> Figure:
     """How hard each token of `trace_tokens` pulls on its logit, a line of bars per shaping."""
-    import matplotlib.pyplot as plt
+    from . import style
 
     names = [column for column in table if column.startswith("pull: ")]
-    figure, axes = plt.subplots(figsize=(max(7.0, 0.24 * len(table)), 3.0), layout="constrained")
-    plt.close(figure)  # whoever gets the figure shows it
+    figure, (axes,) = style.panels(1, width=max(7.0, 0.22 * len(table)), height=3.0)
     places = range(len(table))
     width = 0.8 / len(names)
     for i, name in enumerate(names):

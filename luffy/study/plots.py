@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -92,6 +92,27 @@ def plot_pass_curves(data: pd.DataFrame) -> Figure:
     if benchmarks:
         lines = axes[0].get_lines()
         figure.legend(handles=lines, loc="outside lower center", ncols=min(5, len(lines)), frameon=False)
+    return figure
+
+
+def plot_counts(counts: Mapping[str, int]) -> Figure:
+    """Named counts as bars, the first at the top."""
+    figure, (axes,) = style.panels(1, width=8.0, height=0.26 * len(counts) + 0.5)
+    bars = axes.barh(list(counts), list(counts.values()), color=style.BASE["color"])
+    axes.bar_label(bars, [f" {count:,}" for count in counts.values()], fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_lengths(lengths: Sequence[int]) -> Figure:
+    """How often each length of a trace in tokens occurs."""
+    figure, (axes,) = style.panels(1, width=5.0, height=2.5)
+    axes.hist(lengths, bins=30, color=style.BASE["color"])
+    title = f"{len(lengths):,} traces, mean {sum(lengths) / len(lengths):,.0f}"
+    axes.set(xlabel="trace length (tokens)", ylabel="traces", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -62,6 +62,7 @@ def look(method: str) -> dict[str, Any]:
     return dict(color=OTHERS[others.index(method) % len(OTHERS)], linestyle="-.")
 
 
+DPI = 160
 RC: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -70,7 +71,7 @@ RC: Any = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "savefig.dpi": 160,
+    "savefig.dpi": DPI,
     "svg.hashsalt": "luffy",
     "pdf.fonttype": 42,
 }
@@ -82,7 +83,7 @@ SMOOTH = 9  # steps of the centred rolling mean of curves
 def panels(columns: int, rows: int = 1, width: float = PANEL[0], height: float = PANEL[1]) -> tuple[Figure, list[Axes]]:
     """A figure with panels in a row, or in rows, each of PANEL size unless said otherwise."""
     figure, grid = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained"
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", dpi=DPI
     )
     plt.close(figure)  # whoever gets the figure shows it
     return figure, list(grid.flat)
