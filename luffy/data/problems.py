@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import DataError
 from ..verifier.answers import final_answer
 from ..verifier.strict import unreadable
-from . import hub
+from . import hub, school
 
 log = logging.getLogger(__name__)
 
@@ -196,11 +196,16 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
 
 
 def read_rows(path: str, split: str = "train", subset: str | None = None) -> Iterable[dict[str, Any]]:
-    """The rows of a file (.parquet, .csv, .json, .jsonl, the last two also with .gz), or of a data set (and subset) on
-    the Hugging Face hub.
+    """The rows of a file (.parquet, .csv, .json, .jsonl, the last two also with .gz), of a data set (and subset) on the
+    Hugging Face hub, or of the generated "school".
 
     Raises DataError if it cannot be read.
     """
+    if path == school.NAME:
+        if split not in school.SPLITS:
+            raise DataError(f"the splits of {path} are {', '.join(school.SPLITS)}, not {split!r}")
+        yield from school.rows(split)
+        return
     from datasets import load_dataset
 
     path = hub.expanded(path)
