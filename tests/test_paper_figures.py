@@ -229,3 +229,23 @@ def test_command(tmp_path):
     assert {path.stem for path in tmp_path.iterdir()} == {"figure2_weighting", "table4_ablation"}
     with pytest.raises(ValueError, match="no table or figure figure13"):
         list(paper_figures.draw_all(empty(), tmp_path, ["figure13"]))
+
+
+def test_the_premise_is_what_was_measured():
+    """PILOTS.md states what premise.csv holds, and the default world meets the criteria that it names."""
+    folder = Path(paper_figures.__file__).parent / "pilots"
+    table = pd.read_csv(folder / "premise.csv", dtype={"difficulty": str})
+    every = table[table["difficulty"] == "all"].assign(
+        share=table["model"].str.extract(r"own_share=([\d.]+)")[0].astype(float)
+    )
+    said = (folder / "PILOTS.md").read_text()
+    rows = re.findall(r"^\| \**([\d.]+)\** \|((?: [\d.]+% \|){4})$", said, re.M)
+    assert len(rows) == every["share"].nunique() == 5
+    for share, cells in rows:
+        low, high = (every[(every["share"] == float(share)) & (every["temperature"] == t)].iloc[0] for t in (0.6, 1.0))
+        stated = [float(cell) for cell in re.findall(r"[\d.]+", cells)]
+        assert stated[0::2] == pytest.approx([100 * low["pass@1"], 100 * high["pass@1"]], abs=0.06)
+        assert stated[1::2] == pytest.approx([100 * low["beyond"], 100 * high["beyond"]], abs=0.5)
+    at = every[every["temperature"] == 0.6].set_index("share")
+    assert 0.15 < at.loc[0.4, "pass@1"] < 0.25 and 0.2 <= at.loc[0.4, "beyond"] <= 0.4
+    assert (at["pass@1"] - 0.19).abs().idxmin() == 0.4  # nearest to the paper's base
