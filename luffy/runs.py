@@ -117,8 +117,10 @@ class RunDirectory:
     @contextmanager
     def locked(self, doing: str = "training") -> Iterator[None]:
         """Holds the directory for this process; the lock ends with it, however it ends. Raises RunError if taken."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "lock", "a") as handle:
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = open(self.path / "lock", "a")  # noqa: SIM115
+        with handle:
             for attempt in range(10):  # whoever only looks whether the lock is taken holds it for an instant
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,7 +132,17 @@ class RunDirectory:
             handle.truncate(0)
             handle.write(str(os.getpid()))
             handle.flush()
+            self._drop_leftovers()
             yield
+
+    def _drop_leftovers(self) -> None:
+        """Removes what processes of this machine that are no more have begun to write."""
+        for path in [*self.path.rglob(f".*.{platform.node()}.*.tmp"), *self.path.rglob(".writing-*")]:
+            maker = path.name.split(".")[-2]
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # a checkpoint, which only the holder of the lock writes
+            elif maker.isdigit() and not Path(f"/proc/{maker}").exists():
+                path.unlink(missing_ok=True)
 
     @property
     def is_running(self) -> bool:
@@ -159,12 +171,14 @@ class RunDirectory:
                     f"{self.path} holds a run with another configuration (it differs in {', '.join(changed)})"
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / "manifest.json", manifest)
         write_json(self.path / "config.json", config.to_dict())
 
     def add_to_manifest(self, **facts: Any) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / "manifest.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         write_json(path, {**known, **facts})
@@ -190,7 +204,8 @@ class RunDirectory:
         replace_lines(self.path / "metrics.jsonl", rows)
 
     def write_samples(self, step: int, samples: list[dict[str, Any]]) -> None:
-        (self.path / "samples").mkdir(exist_ok=True)
+        with writing(self.path):
+            (self.path / "samples").mkdir(exist_ok=True)
         write_json(self.path / "samples" / f"step-{step:06d}.json", samples)
 
     def complete(self, evaluation: dict[str, Any]) -> None:
@@ -206,17 +221,18 @@ class RunDirectory:
         final = self.checkpoint_path(step)
         aside = final.with_name(f".writing-{final.name}")
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write(aside, step)
-        files = {str(f.relative_to(aside)): file_hash(f) for f in sorted(aside.rglob("*")) if f.is_file()}
-        write_json(aside / "checkpoint.json", {"step": step, "sha256": files})
-        for name in [*files, "checkpoint.json"]:
-            _sync(aside / name)
-        shutil.rmtree(final, ignore_errors=True)  # only there if it was found damaged
-        os.rename(aside, final)
-        _sync(final.parent)
-        if (self.path / "metrics.jsonl").exists():
-            _sync(self.path / "metrics.jsonl")  # a checkpoint must not outlive the rows before it
+        with writing(final):
+            try:
+                aside.mkdir(parents=True)
+                write(aside, step)
+                seal(aside, step=step)
+                shutil.rmtree(final, ignore_errors=True)  # only there if it was found damaged
+                os.rename(aside, final)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)  # a disk that is full has this room again
+            _sync(final.parent)
+            if (self.path / "metrics.jsonl").exists():
+                _sync(self.path / "metrics.jsonl")  # a checkpoint must not outlive the rows before it
         # Newer ones were found damaged when this run was resumed before them.
         older = sorted(path for path in final.parent.glob("step-*") if path.name < final.name)
         newer = [path for path in final.parent.glob("step-*") if path.name > final.name]
@@ -240,12 +256,23 @@ class RunDirectory:
         os.replace(aside, self.path / "final")
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if every file is there with the hash it was written with."""
+SEAL = "checkpoint.json"
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Writes the list of a folder's files with their hashes, by which `damage` knows whether they are still whole."""
+    files = {str(f.relative_to(folder)): file_hash(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    write_json(folder / SEAL, {**facts, "sha256": files})
+    for name in [*files, SEAL]:
+        _sync(folder / name)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, or None if every file is there with the hash it was written with."""
     try:
-        files = json.loads((checkpoint / "checkpoint.json").read_text())["sha256"]
+        files = json.loads((folder / SEAL).read_text())["sha256"]
         for name, digest in files.items():
-            if file_hash(checkpoint / name) != digest:
+            if file_hash(folder / name) != digest:
                 return f"{name} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
@@ -275,7 +302,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Appends an object to a JSON-lines file. After a line that a killed process left half-written, on a new one."""
     text = json.dumps(row) + "\n"
-    with open(path, "ab+") as handle:
+    with writing(path), open(path, "ab+") as handle:
         if handle.seek(0, os.SEEK_END):
             handle.seek(-1, os.SEEK_END)
             text = text if handle.read(1) == b"\n" else f"\n{text}"
@@ -293,12 +320,36 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(
-        f".{path.name}.{platform.node()}.{os.getpid()}.tmp"
-    )  # several machines may start a run at once
-    aside.write_text(text)
-    _sync(aside)
-    os.replace(aside, path)
+    # several machines may start a run at once
+    aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            aside.write_text(text)
+            _sync(aside)
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What is written here, when the disk is full or does not let it, ends in one RunError; whatever is raised
+    otherwise stays as it is. Libraries say it in their own ways: safetensors, and torch's archives."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(_cannot(path, error.strerror or str(error))) from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError":
+            raise RunError(_cannot(path, str(error).splitlines()[0])) from error
+        if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+            raise RunError(_cannot(path, "the disk is full, or takes no more of this file")) from error
+        raise
+
+
+def _cannot(path: Path, reason: str) -> str:
+    return f"cannot write {path}: {reason}. What was written before is whole: resume when there is room"
 
 
 def _sync(path: Path) -> None:

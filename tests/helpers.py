@@ -82,12 +82,14 @@ def forked(work) -> int:
     """Starts `work` in a process of its own, a copy of this one (whose libraries are imported), to be killed."""
     pid = os.fork()
     if pid == 0:
+        code = 1
         try:
             work()
+            code = 0
         except BaseException:
             traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
+        finally:
+            os._exit(code)  # whatever happens, also while the error is printed
     return pid
 
 

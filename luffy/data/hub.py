@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from ..runs import damage, seal, writing
+
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 3.0  # for the hub's first sign of life
@@ -44,14 +46,26 @@ def held_in_cache(kind: str, name: str) -> Iterator[Path]:
 
 
 def made_in_cache(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder in the cache that `make` has filled, now or before; it is there whole or not at all."""
-    if (folder := cache_folder() / kind / name).is_dir():
+    """A folder in the cache that `make` has filled, now or before, and whose files are as they were then. One that has
+    been damaged is made again.
+
+    Raises RunError if it cannot be written.
+    """
+    folder = cache_folder() / kind / name
+    if folder.is_dir() and damage(folder) is None:
         return folder
-    with held_in_cache(kind, name):
+    with writing(folder), held_in_cache(kind, name):
+        problem = damage(folder) if folder.is_dir() else None
+        if problem:
+            log.warning("%s is damaged (%s); it is made again", folder, problem)
+            shutil.rmtree(folder)
+        for left in folder.parent.glob(f".{name}-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         if not folder.is_dir():
             aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
             try:
                 make(aside)
+                seal(aside)
                 aside.chmod(0o755)  # mkdtemp makes folders that only their owner can read
                 os.rename(aside, folder)
             finally:

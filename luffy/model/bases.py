@@ -126,7 +126,7 @@ def locate(base: Base) -> Path:
     shipped = SHIPPED / base.folder_name
     if (shipped / "model.safetensors").is_file():
         return shipped
-    return made_in_cache("bases", f"{base.folder_name}-{base.digest()}", lambda folder: make(base, folder))
+    return made_in_cache("base_models", f"{base.folder_name}-{base.digest()}", lambda folder: make(base, folder))
 
 
 def make(base: Base, out: Path, mixture: Mixture | None = None) -> None:

@@ -35,7 +35,7 @@ def weights_file() -> Path:
 def locate() -> Path:
     """The model's folder, made at the first call. Raises ConfigError as weights_file does."""
     file = weights_file()
-    return made_in_cache("models", f"{NAME}-{file_hash(file)[:12]}", lambda folder: convert(file, folder))
+    return made_in_cache("language_models", f"{NAME}-{file_hash(file)[:12]}", lambda folder: convert(file, folder))
 
 
 def convert(file: Path, out: Path) -> None:

@@ -85,6 +85,7 @@ _FONTS = set(
 )
 _ROMAN = ("text", "textrm", "textnormal", "mathrm", "mbox", "hbox")
 _BOXES = ("boxed", "fbox", "framebox")
+_UNSEEN = ("\\phantom", "\\hphantom", "\\vphantom")  # what stands in them is not shown
 _RENAMED = {
     "dfrac": "\\frac", "tfrac": "\\frac", "cfrac": "\\frac", "dbinom": "\\binom", "tbinom": "\\binom", "le": "\\leq",
     "ge": "\\geq", "leqslant": "\\leq", "geqslant": "\\geq", "leqq": "\\leq", "geqq": "\\geq", "ne": "\\neq",
@@ -143,6 +144,9 @@ def _without_fonts(tokens: list[str]) -> list[str]:
         token = tokens[place]
         name = token[1:] if token[0] == "\\" else ""
         opening = place + 1
+        if token in _UNSEEN and tokens[opening : opening + 1] == ["{"]:
+            place = _group(tokens, opening)
+            continue
         while name in _FONTS and opening < len(tokens) and tokens[opening] == " ":
             opening += 1
         if name not in _FONTS or opening >= len(tokens) or tokens[opening] != "{":

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 MAX_ANSWER_CHARACTERS = 100_000
 MAX_NESTING = 60
 GRACE_S = 2.0  # how long after the worker's own alarm the parent waits before it kills
+STARTS = 3  # of a worker, where somebody kills it while it starts
 START_S = 120.0  # how long a worker may take to import its libraries
 CACHE_ENTRIES = 200_000
 # What a worker is sent at once. The bytes fit into its pipe, so that it never has to read on for us to write.
@@ -112,22 +114,49 @@ class _Worker:
 
     def check(self, lines: Sequence[bytes]) -> Iterator[str]:
         """Of each line [gold, text], as JSON: "1", "0", "T" (alarm), or "K" (no answer in time, or died: killed), which
-        is the last one then."""
-        if self.process is None:
-            self._start()
-        sent = self._send(b"".join(lines), self._deadline())
-        for _ in lines:
-            reply = self._reply(self._deadline()) if sent else ""
-            if reply not in ("1", "0", "T"):
+        is the last one then. A process that somebody else has killed is replaced, once a line, and asked again."""
+        place, asked_again = 0, -1
+        while place < len(lines):
+            if self.process is None:
+                self._start()
+            sent = self._send(b"".join(lines[place:]), self._deadline())
+            while place < len(lines) and (reply := self._reply(self._deadline()) if sent else "") in ("1", "0", "T"):
+                yield reply
+                place += 1
+            if place < len(lines):
+                from_outside = self._killed_from_outside()
                 self.kill()
-                yield "K"
-                return
-            yield reply
+                if not from_outside or asked_again == place:
+                    yield "K"
+                    return
+                asked_again = place
 
     def _deadline(self) -> float:
         return time.monotonic() + self.timeout_s + GRACE_S
 
+    def _killed_from_outside(self) -> bool:
+        """Whether the process was ended by a SIGKILL that is not ours: by the system, short of memory, or a person."""
+        assert self.process is not None
+        try:
+            return self.process.wait(timeout=0.1) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            return False
+
     def _start(self) -> None:
+        for _ in range(STARTS):
+            self._spawn()
+            if self._reply(time.monotonic() + START_S) == "R":
+                return
+            from_outside = self._killed_from_outside()
+            self.kill()
+            if not from_outside:
+                break
+        raise RuntimeError(
+            f"the answer checker does not start: try `{sys.executable} -m luffy.verifier.worker {self.timeout_s} "
+            f"{self.memory_mb}`; is math-verify installed, and are {self.memory_mb} MB enough?"
+        )
+
+    def _spawn(self) -> None:
         # A fresh interpreter rather than a fork: the parent may hold a GPU, threads, or a notebook kernel. The package
         # is named by its folder, so that the process finds it whatever the parent's path looks like.
         home = str(Path(__file__).resolve().parents[2])
@@ -145,12 +174,6 @@ class _Worker:
         )
         assert self.process.stdin is not None
         os.set_blocking(self.process.stdin.fileno(), False)
-        if self._reply(time.monotonic() + START_S) != "R":
-            self.kill()
-            raise RuntimeError(
-                f"the answer checker does not start: try `{sys.executable} -m luffy.verifier.worker {self.timeout_s} "
-                f"{self.memory_mb}`; is math-verify installed, and are {self.memory_mb} MB enough?"
-            )
 
     def _send(self, line: bytes, deadline: float) -> bool:
         """Writes a line to the worker, which may be longer than the pipe; False if it does not take it in time."""

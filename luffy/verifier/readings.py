@@ -35,6 +35,7 @@ _SYSTEM = re.compile(
     r"(?:\\\{)?\\begin\{(?:cases|array|aligned)\}(?:\{[lcr]*\})?(.*)\\end\{(?:cases|array|aligned)\}", re.DOTALL
 )
 _BUILDER = re.compile(rf"\\\{{({_NAME})(?:\\in ?\\mathbb\{{R\}})?(?:\\mid|\||:)(.*)\\\}}")
+_SMALL = str.maketrans("²³", "23")
 _UNITS = {
     alias: names.split()[0]
     for names in (
@@ -150,10 +151,11 @@ def _readings(text: str, of_gold: bool) -> tuple[list[Fraction], str] | None:
 
 
 def _differ(ours: str, theirs: str) -> bool:
-    """Whether two units are known ones and not the same."""
+    """Whether two units are known ones and not the same, or of another power, as square and cubic metres."""
     bare = [re.sub(r"\\text|[^a-z./]", "", unit.lower()).rstrip(".") for unit in (ours, theirs)]
     names = [_UNITS.get(unit) or _UNITS.get(unit.removesuffix("s")) for unit in bare]
-    return None not in names and names[0] != names[1]
+    powers = [next(iter(re.findall(r"[23²³]", unit)), "1").translate(_SMALL) for unit in (ours, theirs)]
+    return None not in names and (names[0] != names[1] or powers[0] != powers[1])
 
 
 def close(a: Fraction, b: Fraction, decimals: int) -> bool:

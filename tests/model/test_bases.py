@@ -60,7 +60,7 @@ def test_others_are_made_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(bases, "make", lambda base, out: (made.append(base), real(base, out, small)))
     base = Base(own_share=0.25)
     folder = locate(base)
-    assert folder.parent == tmp_path / "bases" and base.digest() in folder.name
+    assert folder.parent == tmp_path / "base_models" and base.digest() in folder.name
     assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() == 449_664
     assert AutoTokenizer.from_pretrained(folder).chat_template == bases.CHAT_TEMPLATE
     assert locate(base) == folder and made == [base]

@@ -9,6 +9,7 @@ from luffy import make_config, train
 from luffy.errors import ConfigError
 from luffy.model import adapters, smollm
 from luffy.model.loading import eos_ids, load_model, load_tokenizer
+from luffy.study.presets import read_values
 from luffy.training.engines import load_policy
 
 SUMS = [(7, 5), (12, 9), (30, 14), (8, 8)]
@@ -65,3 +66,19 @@ def test_adapters_on_it(tmp_path):
     assert float((logps[0] - logps[1]).abs().mean()) < 1e-5
     torch.testing.assert_close(logps[0], logps[1], atol=1e-5 * float(logps[0].abs().max()), rtol=0)
     assert float((logps[0] - before).abs().max()) > 0.1
+
+
+@needs_package
+def test_two_steps_of_the_preset(tmp_path):
+    """A real tokenizer and chat template through sampling, verifying and updating: LUFFY on school problems."""
+    values = read_values("smollm", "luffy") | dict(
+        max_steps=2, rollout_batch_size=2, mini_batch_size=2, num_generations=4, eval_steps=2, eval_problems=2,
+        final_eval_problems=2, sample_steps=1, device="cpu",
+    )  # fmt: skip
+    run = train(make_config("luffy", **values), tmp_path / "run")
+    *_, first, last = run.metrics()
+    assert first["sampler_gap/mean"] < 1e-3 and first["reward/off"] == 1.0 and 0 < first["length/on"] <= 64
+    assert last["off_policy_prob"] > first["off_policy_prob"] > 0.3  # written as such models write
+    (samples,) = json.loads((run.path / "samples" / "step-000001.json").read_text())[3:4]
+    assert samples["off_policy"] and samples["completion"].rstrip().endswith("}.")
+    assert {"school", "school_long"} == run.evaluation()["families"].keys()

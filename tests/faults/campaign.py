@@ -1,0 +1,98 @@
+"""The fault campaign: `python tests/faults/campaign.py` tries some 1,500 faults in about half an hour on two cores and
+prints the table of tests/faults/README.md. `--only kills soak` runs some of its parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from answers import Case, honest, hostile, near_misses
+from disk import damaged, damaged_cache, full, read_only, too_large
+from kills import kills, second_start, verifier_kills
+from outcome import Outcome, table
+from soak import soak
+
+from luffy.verifier import Verifier
+
+torch.set_num_threads(1)
+
+
+def judged(cases: list[Case], right: bool) -> Iterator[Outcome]:
+    """Answers by family: paid or not as they should be, none beyond its deadline."""
+    with Verifier(workers=2, timeout_s=2, memory_mb=1024) as verifier:
+        for case in cases:
+            started = time.monotonic()
+            (score,) = verifier.score([case.completion], [case.gold])
+            seconds = time.monotonic() - started
+            lost = "" if (score > 0) == right else "not paid" if right else "paid"
+            lost = lost or ("" if seconds < 8 else f"took {seconds:.1f} s")
+            yield Outcome(f"answers, {case.family}", f"{case.gold} / {case.completion[:80]!r}", lost)
+
+
+def throughput(_: Path) -> Iterator[Outcome]:
+    """Honest answers alone, and with a hostile one after every tenth."""
+    rates = []
+    for beside in (False, True):
+        good, bad = list(honest(1000)), list(hostile(6))
+        mixed = [
+            case for i, one in enumerate(good) for case in ([one, bad[i // 10]] if beside and i % 10 == 9 else [one])
+        ]
+        with Verifier(workers=2, timeout_s=0.5, memory_mb=1024) as verifier:
+            verifier.score([case.completion for case in good[:20]], [case.gold for case in good[:20]])
+            started = time.monotonic()
+            verifier.score([case.completion for case in mixed], [case.gold for case in mixed])
+            rates.append(len(good) / (time.monotonic() - started))
+    lost = "" if rates[1] > rates[0] / 2 else "less than half"
+    yield Outcome("honest answers a second beside hostile ones", f"{rates[0]:.0f} to {rates[1]:.0f}", lost)
+
+
+PARTS = {
+    "kills": lambda folder: kills(folder, 200),
+    "starts": second_start,
+    "verifier": lambda folder: verifier_kills(folder, 20),
+    "limits": lambda folder: too_large(folder, 60),
+    "full": lambda folder: full(folder, 20),
+    "readonly": lambda folder: read_only(folder, 5),
+    "damage": lambda folder: damaged(folder, 60),
+    "cache": lambda folder: damaged_cache(folder, 200),
+    "hostile": lambda _: judged(list(hostile(24)), right=False),
+    "near": lambda _: judged(list(near_misses(22)), right=False),
+    "honest": lambda _: judged(list(honest(300)), right=True),
+    "throughput": throughput,
+    "soak": lambda folder: soak(folder, 2000),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS), help="some of the parts")
+    found: list[Outcome] = []
+    for name in parser.parse_args().only:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            part = list(PARTS[name](Path(folder)))
+        found += part
+        lost = [outcome for outcome in part if outcome.lost]
+        print(
+            f"{name}: {len(part)} tried, {len(lost)} lost, {time.monotonic() - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    print(table(found))
+    sys.exit(any(outcome.lost for outcome in found))
+
+
+if __name__ == "__main__":
+    main()

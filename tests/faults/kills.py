@@ -1,0 +1,192 @@
+"""Trainings that are killed at random instants, and resumed: the same metrics, weights and evaluation as of one that
+was left alone, no process that stays behind, no half-written file after the next start.
+
+A training is a fork of this process, whose libraries are imported; it kills itself with SIGKILL, either when so much
+time has passed, or at its nth change of the file system: opening a file to write, renaming, removing, making a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from helpers import assert_same_run, ended, forked
+from outcome import Outcome
+
+from luffy import make_config, resume, train
+from luffy.runs import RunDirectory
+
+SMALL = dict(
+    steps=6, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=32, num_problems=24,
+    eval_steps=3, eval_problems=2, final_eval_problems=2, final_eval_samples=1, save_steps=1, save_total_limit=2,
+    sample_steps=2, verbosity=0.0, verifier_workers=1,
+)  # fmt: skip
+# methods with a memory, with two stages, with adapters
+KINDS = {
+    "luffy": {}, "relift": dict(method="relift"), "exgrpo": dict(method="exgrpo"),
+    "sft_rl": dict(method="sft_rl", first_stage_steps=3), "adapters": dict(lora_r=2),
+}  # fmt: skip
+CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink", "shutil.rmtree")
+
+
+def config_of(kind: str, **values: object):
+    settings = {**SMALL, **KINDS[kind], **values}
+    return make_config(settings.pop("method", "luffy"), **settings)
+
+
+def dies(after_s: float | None = None, at_change: int | None = None) -> None:
+    """Arranges for this process to be killed."""
+    if after_s is not None:
+        timer = threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+        return
+    left = at_change
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event not in CHANGES or (event == "open" and not (arguments[2] & (os.O_WRONLY | os.O_RDWR))):
+            return
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def killed(run: RunDirectory, **when: float) -> bool:
+    """Resumes a run in a process that is killed; whether it was before it was done."""
+
+    def work() -> None:
+        os.setsid()  # what it starts is known by its session
+        dies(**when)
+        resume(run.path)
+
+    pid = forked(work)
+    died = ended(pid) == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while (left := _session(pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if left:
+        raise AssertionError(f"processes {left} stay behind")
+    return died
+
+
+def _session(leader: int) -> list[int]:
+    """The processes of a session that are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [
+        str(path.relative_to(folder))
+        for path in folder.rglob(".*")
+        if path.name.startswith((".writing-", ".final")) or path.suffix == ".tmp"
+    ]
+
+
+def kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
+    """`count` kills over all kinds of runs, in turn by time and by change of the file system."""
+    rng = random.Random(seed)
+    wholes, seconds, number, done = {}, {}, 0, 0
+    while done < count:
+        kind = list(KINDS)[number % len(KINDS)]
+        if kind not in wholes:
+            started = time.monotonic()
+            wholes[kind] = train(config_of(kind), folder / f"{kind}-whole")
+            seconds[kind] = time.monotonic() - started
+        run = RunDirectory(folder / f"{kind}-{number}")
+        run.start(config_of(kind), {})
+        tried = []
+        try:
+            while done < count and len(tried) < 6 and not run.is_complete:
+                by_time = (done + number) % 2 == 0
+                when = dict(after_s=rng.uniform(0.0, seconds[kind])) if by_time else dict(at_change=rng.randint(1, 40))
+                if killed(run, **when):
+                    tried.append(", ".join(f"{name} {value:.4g}" for name, value in when.items()))
+                    done += 1
+            resume(run.path)
+            assert_same_run(run, wholes[kind])
+            left = leftovers(run.path)
+            assert not left, f"left behind: {left}"
+            lost = ""
+        except Exception as error:
+            lost = f"{type(error).__name__}: {error}"
+        for when in tried:
+            yield Outcome(f"kill -9 of a training, {kind}", f"run {number}, {when}", lost)
+        number += 1
+
+
+def second_start(folder: Path) -> Iterator[Outcome]:
+    """A second process that starts in a directory in which one is training."""
+    from luffy import RunError
+
+    run = RunDirectory(folder / "twice")
+    run.start(config_of("luffy"), {})
+    with run.locked():
+        for i in range(3):
+            pid = forked(lambda: _refused(run, RunError))
+            yield Outcome(
+                "second start in a directory in use", f"start {i}", "" if ended(pid) == 0 else "it was let in"
+            )
+
+
+def _refused(run: RunDirectory, error: type[Exception]) -> None:
+    try:
+        resume(run.path)
+    except error as found:
+        assert "another process is training" in str(found)
+        return
+    raise AssertionError("it trained")
+
+
+def verifier_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
+    """A child alone is killed: the verifier's process, again and again during a training, which is to end as if nothing
+    had happened."""
+    rng = random.Random(seed)
+    config = config_of("luffy", steps=8 * count)
+    whole = train(config, folder / "verifier-whole")
+    run = RunDirectory(folder / "verifier-killed")
+    run.start(config, {})
+    pid, tried = forked(lambda: resume(run.path)), 0
+    while not run.is_complete and tried < count and Path(f"/proc/{pid}/cmdline").read_bytes():
+        time.sleep(rng.uniform(0.5, 4.0))  # (a process takes a second to start)
+        for child in children(pid):
+            try:
+                os.kill(child, signal.SIGKILL)
+                tried += 1
+            except ProcessLookupError:
+                continue
+    code = ended(pid)
+    try:
+        assert code == 0, f"the training ended with {code}"
+        assert_same_run(run, whole)
+        lost = ""
+    except AssertionError as error:
+        lost = str(error) or "metrics or weights differ"
+    for i in range(tried):
+        yield Outcome("kill -9 of the verifier's process", f"kill {i}", lost)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that any thread of a process has started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
