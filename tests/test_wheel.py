@@ -55,6 +55,7 @@ def test_it_trains_two_steps_in_a_fresh_environment(wheel, tmp_path):
     copied = subprocess.run(copying, capture_output=True, text=True, cwd=tmp_path)
     assert copied.returncode == 0, copied.stderr
     names = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert {path.name for path in (tmp_path / "copies").iterdir()} == names
+    assert {path.name for path in (tmp_path / "copies").glob("*.ipynb")} == names
+    assert (tmp_path / "copies" / "pictures" / "map.png").is_file()
     again = subprocess.run(copying, capture_output=True, text=True, cwd=tmp_path)
     assert again.returncode == 1 and "has ablation.ipynb" in again.stderr and "Traceback" not in again.stderr

@@ -1,4 +1,4 @@
-"""Evaluations on disk: one directory per model and way of sampling, which can be killed, gone on with and re-graded.
+"""Evaluations on disk: one directory per model and way of sampling, which can be killed, resumed and re-graded.
 
     config.json         every field of the evaluation
     manifest.json       code and package versions, machine, model fingerprint, graders, first prompt, counts of rows
@@ -129,7 +129,7 @@ class Evaluation:
     checked without the model's weights, and touches nothing on disk.
 
     Raises ConfigError for a model that is not there or whose positions do not hold prompt and completion, DataError for
-    a benchmark of which no problem fits, TemplateError for a template that is not to be had.
+    a benchmark of which no problem fits, TemplateError for a template that the tokenizer does not have.
     """
 
     def __init__(self, config: EvaluationConfig, loaded: Sequence[LoadedBenchmark], out_dir: str | Path) -> None:
@@ -276,7 +276,7 @@ class Evaluation:
         from tqdm.auto import tqdm
 
         completions, scores = self.completions(), self.scores()
-        # What is graded anew is dropped; lines of problems that are not asked now may be valid another time.
+        # Lines of problems that are to be graded again are dropped; those of others may be wanted another time.
         tasks = {task.place for task in self.tasks}
         kept = [line for line in read_lines(self.path / "scores.jsonl") if _place(line) not in tasks]
         replace_lines(self.path / "scores.jsonl", [*kept, *scores.values()])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+BAR_BYTES = 1 << 30  # from which a model is read or written under a progress bar
 
 
 def model_path(source: str | Path) -> str:
@@ -82,6 +87,21 @@ def load_settings(source: str | Path) -> PreTrainedConfig:
         raise _no_model(source, error) from error
 
 
+@contextmanager
+def without_bars(size: int) -> Iterator[None]:
+    """Leaves out transformers' bars while a model of so many bytes is read or written, if that takes no time."""
+    from transformers.utils import logging
+
+    if size >= BAR_BYTES or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def load_model(
     source: str | Path,
     *,
@@ -121,10 +141,12 @@ def load_model(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
         more["quantization_config"] = quantized
+    files = list(Path(path).glob("*.safetensors"))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=settings, dtype=dtype, attn_implementation="sdpa", **more
-        )
+        with without_bars(sum(file.stat().st_size for file in files) if files else BAR_BYTES):
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=settings, dtype=dtype, attn_implementation="sdpa", **more
+            )
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error
     try:

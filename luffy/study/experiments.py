@@ -1,7 +1,7 @@
 """Many runs at once: methods x seeds as child processes, resumable, and what came out of them as tables.
 
 Each run is a child process of its own that outlives the notebook which started it. Calling `run` again picks up what
-is finished, watches what is running, and goes on with what was interrupted. A run's directory carries a hash of its
+is finished, watches what is running, and resumes what was interrupted. A run's directory carries a hash of its
 configuration, so other parameters are other runs.
 """
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Job:
-    """One run to be had: its configuration, where it lives, and which variant of a preset it belongs to."""
+    """One run of a set: its configuration, where it lives, and which variant of a preset it belongs to."""
 
     config: Config
     run_dir: Path
@@ -218,7 +218,7 @@ def _status(job: Job, is_child: bool, failed: set[Path]) -> Status:
 
 
 def stop(jobs: Iterable[Job]) -> int:
-    """Ends the runs that are going on (SIGTERM) and returns how many there were; they can be gone on with by `run`."""
+    """Ends the runs that are training (SIGTERM) and returns how many there were; `run` resumes them."""
     pids = [pid for pid in (job.run.pid() for job in jobs) if pid is not None]
     for pid in pids:
         os.kill(pid, signal.SIGTERM)

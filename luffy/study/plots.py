@@ -127,7 +127,7 @@ def plot_shapings(shapings: dict[str, Shaping]) -> Figure:
         gradient.plot(probability, shape.gradient_weight(probability) * (1 - probability), label=label)
     loss.set(title="loss weight f(π)", xlabel="probability of the token π")
     gradient.set(title="gradient weight f'(π) π (1 − π)", xlabel="probability of the token π")
-    gradient.legend(frameon=False)
+    style.legend_below(figure, [gradient])
     return figure
 
 

@@ -107,7 +107,9 @@ def copy_notebooks(folder: Path) -> list[Path]:
     known = [path.name for path in found if (folder / path.name).exists()]
     if known:
         raise ConfigError(f"{folder} has {', '.join(known)} already: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for picture in found[0].parent.glob("pictures/*.png"):
+        shutil.copy(picture, folder / "pictures")
     return [Path(shutil.copy(path, folder)) for path in found]
 
 

@@ -5,7 +5,7 @@ off (`managed_gradient_accumulation`) and every `step` is a boundary. DeepSpeed 
 is a sum over them, so losses are multiplied by their number.
 
 The optimiser's state goes to disk parameter by parameter, each rank writing its share of the parameters in full
-precision. So a checkpoint can be gone on with by any number of ranks.
+precision. So any number of ranks can resume from a checkpoint.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import Config
 from ..errors import NonFiniteError
 from ..model import adapters
+from ..model.loading import without_bars
 from ..model.logprobs import token_logprobs
 from ..model.packing import MicroBatch
 
@@ -133,7 +134,8 @@ class TorchEngine:
         if self.config.engine.lora_r:
             adapters.save(self.model, folder)
         else:
-            self.model.save_pretrained(folder)
+            with without_bars(sum(parameter.nbytes for parameter in self.model.parameters())):
+                self.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         torch.save({"optimizer": self.optimizer.state_dict(), "updates": self.updates}, folder / "optimizer.pt")
 

@@ -12,8 +12,8 @@ on which method it is. Differences from the paper's text, as in its experiments:
 Difference from the reference implementation: the loss of an optimiser step is defined over its whole mini-batch
 (update.py), so that the gradient does not depend on how that is cut into micro-batches.
 
-Every random number derives from (seed, step, index), so a run that is resumed from a checkpoint goes on with the
-numbers it would have had.
+Every random number derives from (seed, step, index), so a run that is resumed from a checkpoint draws the
+same ones.
 """
 
 from __future__ import annotations
@@ -336,5 +336,5 @@ def train(config: Config, run_dir: str | Path) -> RunDirectory:
 
 
 def resume(run_dir: str | Path) -> RunDirectory:
-    """Goes on with the run in a directory; does nothing if it is complete. Raises RunError if there is none."""
+    """Resumes the run in a directory; does nothing if it is complete. Raises RunError if there is none."""
     return train(RunDirectory(run_dir).config(), run_dir)
