@@ -184,10 +184,9 @@ def test_values_reach_only_the_methods_that_leave_them_open(tmp_path):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))])
-def test_notebooks_are_committed_clean(name):
+def test_every_parameter_of_a_notebook_has_a_comment(name):
     notebook = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
     parameters = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     assert len(parameters) == 1
     lines = "".join(parameters[0]["source"]).splitlines()
