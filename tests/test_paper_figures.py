@@ -65,17 +65,18 @@ def test_nothing_has_drifted(committed):
 
 
 def test_a_changed_number_is_found(committed, tmp_path):
-    """One accuracy of one run, by a point: the data of all that shows it has changed; by twenty: the picture too."""
+    """One accuracy of one run, by a point: the data of all that shows it has changed; of all of a method's runs by
+    twenty: the picture too."""
     for path in COMMITTED.iterdir():
         shutil.copy(path, tmp_path)
     table = pd.read_csv(tmp_path / "runs.csv")
-    row = table[(table["set"] == "full") & (table["method"] == "luffy")].index[0]
-    table.loc[row, ["id", "chain"]] += 0.01
+    rows = table[(table["set"] == "full") & (table["method"] == "luffy")].index
+    table.loc[rows[0], ["id", "chain"]] += 0.01
     table.to_csv(tmp_path / "runs.csv", index=False)
     changed = {line.split(":")[0] for line in baselines.drift(runs.load(tmp_path), pictures=())}
     assert {"table1_main", "table4_ablation", "figure3_backbones", "claims"} <= changed
     assert "figure2_weighting" not in changed and "figure5_dynamics" not in changed
-    table.loc[row, ["id", "chain"]] -= 0.2
+    table.loc[rows, ["id", "chain"]] -= 0.2
     table.to_csv(tmp_path / "runs.csv", index=False)
     found = baselines.drift(runs.load(tmp_path), pictures=("figure3_backbones",))
     assert any("figure3_backbones: the picture has changed" in line for line in found)

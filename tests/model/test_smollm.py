@@ -78,7 +78,8 @@ def test_two_steps_of_the_preset(tmp_path):
     run = train(make_config("luffy", **values), tmp_path / "run")
     *_, first, last = run.metrics()
     assert first["sampler_gap/mean"] < 1e-3 and first["reward/off"] == 1.0 and 0 < first["length/on"] <= 64
-    assert last["off_policy_prob"] > first["off_policy_prob"] > 0.3  # written as such models write
+    assert min(first["off_policy_prob"], last["off_policy_prob"]) > 0.3  # the traces are written as such models write
+    assert last["grad_norm"] > 0 and last["total/trained_tokens"] > first["total/trained_tokens"]
     (samples,) = json.loads((run.path / "samples" / "step-000001.json").read_text())[3:4]
     assert samples["off_policy"] and samples["completion"].rstrip().endswith("}.")
     assert {"school", "school_long"} == run.evaluation()["families"].keys()
