@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from answers import Case, honest, hostile, near_misses
+from answers import Case, boxed, honest, hostile, near_misses
 from disk import damaged, damaged_cache, full, read_only, too_large
 from kills import kills, second_start, verifier_kills
 from outcome import Outcome, table
@@ -31,7 +31,8 @@ torch.set_num_threads(1)
 
 def judged(cases: list[Case], right: bool) -> Iterator[Outcome]:
     """Answers by family: paid or not as they should be, none beyond its deadline."""
-    with Verifier(workers=2, timeout_s=2, memory_mb=1024) as verifier:
+    with Verifier(workers=1, timeout_s=2, memory_mb=1024) as verifier:
+        verifier.score([boxed("1/2")], ["0.5"])  # (its process starts)
         for case in cases:
             started = time.monotonic()
             (score,) = verifier.score([case.completion], [case.gold])
