@@ -75,6 +75,12 @@ def texts(output: NotebookNode) -> dict[str, str]:
     return {kind: "" if kind.startswith("image/") else value for kind, value in output.get("data", {}).items()}
 
 
+def places(notebook: NotebookNode) -> set[str]:
+    """The absolute paths in what a notebook has put out."""
+    shown = [text for cell in code_cells(notebook) for output in cell.outputs for text in texts(output).values()]
+    return {place for text in shown for place in PLACE.findall(text)}
+
+
 def same(a: str, b: str) -> bool:
     """Whether two texts are the same but for numbers that are nearly so, and for absolute paths."""
     a, b = (re.sub(r"\s+", " ", PLACE.sub("PATH", re.sub(r'id="T_\w+"|T_[0-9a-f]{5}', "", text))) for text in (a, b))
@@ -117,15 +123,8 @@ def write(names: list[str]) -> None:
         with tempfile.TemporaryDirectory() as aside:
             papermill.execute_notebook(path, f"{aside}/{name}.ipynb", cwd=FOLDER, progress_bar=False)
             made = cleaned(nbformat.read(f"{aside}/{name}.ipynb", 4))
-        places = {
-            place
-            for cell in code_cells(made)
-            for o in cell.outputs
-            for t in texts(o).values()
-            for place in PLACE.findall(t)
-        }
-        if places:
-            raise SystemExit(f"{name}.ipynb puts out folders of this machine: {', '.join(sorted(places))}")
+        if found := places(made):
+            raise SystemExit(f"{name}.ipynb puts out folders of this machine: {', '.join(sorted(found))}")
         nbformat.write(made, path)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 

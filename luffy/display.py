@@ -13,27 +13,32 @@ from pathlib import Path
 from typing import Any
 
 
-def table(caption: str, rows: Mapping[str, Any], files: Iterable[Path] = ()) -> str:
-    """HTML of a table of two columns, with links to those of the files that exist (relative to the current folder,
-    which is how JupyterLab opens them)."""
-    lines = [
-        f'<tr><th style="text-align:left">{html.escape(name)}</th>'
-        f'<td style="text-align:left">{html.escape(_short(value))}</td></tr>'
-        for name, value in rows.items()
-    ]
+def table(caption: str, rows: Mapping[str, Any]) -> str:
+    """HTML of a table of two columns."""
+    return _table(caption, _cells(rows))
+
+
+def folder(path: Path, rows: Mapping[str, Any], names: Iterable[str]) -> str:
+    """A table of what is in a folder, with links to those of its files that exist: relative to the current folder,
+    which is how JupyterLab opens them."""
+    place = os.path.relpath(path)
     links = ", ".join(
-        f'<a href="{html.escape(place(path), quote=True)}">{html.escape(path.name)}</a>'
-        for path in files
-        if path.exists()
+        f'<a href="{html.escape(os.path.join(place, name), quote=True)}">{html.escape(name)}</a>'
+        for name in names
+        if (path / name).exists()
     )
-    if links:
-        lines.append(f'<tr><th style="text-align:left">files</th><td style="text-align:left">{links}</td></tr>')
-    return f'<table><caption style="text-align:left"><b>{html.escape(caption)}</b></caption>{"".join(lines)}</table>'
+    return _table(place, _cells(rows) | ({"files": links} if links else {}))
 
 
-def place(path: Path) -> str:
-    """A path as seen from the current folder."""
-    return os.path.relpath(path)
+def _cells(rows: Mapping[str, Any]) -> dict[str, str]:
+    return {name: html.escape(_short(value)) for name, value in rows.items()}
+
+
+def _table(caption: str, cells: Mapping[str, str]) -> str:
+    """From cells that are HTML already."""
+    left = 'style="text-align:left"'
+    lines = [f"<tr><th {left}>{html.escape(name)}</th><td {left}>{cell}</td></tr>" for name, cell in cells.items()]
+    return f"<table><caption {left}><b>{html.escape(caption)}</b></caption>{''.join(lines)}</table>"
 
 
 def settings(value: Any) -> str:

@@ -60,7 +60,7 @@ class RunDirectory:
             averages = self.evaluation()["averages"]
             rows |= {f"accuracy, {name}": f"{100 * value:.1f} %" for name, value in averages.items()}
         names = ("config.json", "manifest.json", "metrics.jsonl", "samples", "checkpoints", "evaluation.json")
-        return display.table(display.place(self.path), rows, (self.path / name for name in names))
+        return display.folder(self.path, rows, names)
 
     # --- what is there -------------------------------------------------------------------------------------------
 
@@ -137,12 +137,12 @@ class RunDirectory:
 
     def _drop_leftovers(self) -> None:
         """Removes what processes of this machine that are no more have begun to write."""
-        for path in [*self.path.rglob(f".*.{platform.node()}.*.tmp"), *self.path.rglob(".writing-*")]:
-            maker = path.name.split(".")[-2]
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)  # a checkpoint, which only the holder of the lock writes
-            elif maker.isdigit() and not Path(f"/proc/{maker}").exists():
-                path.unlink(missing_ok=True)
+        for checkpoint in self.path.rglob(".writing-*"):  # which only the holder of the lock writes
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        for file in self.path.rglob(f".*.{platform.node()}.*.tmp"):
+            maker = file.suffixes[-2].removeprefix(".")
+            if maker.isdigit() and not Path(f"/proc/{maker}").exists():
+                file.unlink(missing_ok=True)
 
     @property
     def is_running(self) -> bool:

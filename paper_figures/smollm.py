@@ -16,6 +16,8 @@ from luffy import experiments, make_config, results
 from luffy.study.experiments import Job
 from luffy.study.presets import read_values
 
+from . import make_runs
+
 FILE = Path(__file__).parent / "smollm_curves.csv"
 METHODS = ("on_policy", "sft", "luffy")
 COLUMNS = ["method", "seed", "step", "reward/on", "entropy/on", "length/on", "eval/id", "eval/ood", "off_policy_prob"]
@@ -38,8 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     made = jobs(arguments.work)
-    for statuses in experiments.run(made, parallel=arguments.parallel, poll_s=30):
-        logging.info("%s", ", ".join(f"{status.job.config.method.name} {status.step}" for status in statuses))
+    make_runs.train(made, arguments.parallel)
     found = results.curves(made)
     found[[name for name in COLUMNS if name in found]].to_csv(FILE, index=False, float_format="%.5g")
 

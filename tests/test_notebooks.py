@@ -49,9 +49,7 @@ def test_outputs_are_those_of_one_clean_run(name):
     shown = [output for cell in cells for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 1
     assert not any(output.output_type == "error" for output in shown)
-    assert not [
-        place for output in shown for value in tool.texts(output).values() for place in tool.PLACE.findall(value)
-    ]
+    assert not tool.places(notebook(name))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -52,10 +52,10 @@ def made_in_cache(kind: str, name: str, make: Callable[[Path], None]) -> Path:
     Raises RunError if it cannot be written.
     """
     folder = cache_folder() / kind / name
-    if folder.is_dir() and damage(folder) is None:
+    if folder.is_dir() and _damage(folder, _state(folder)) is None:
         return folder
     with writing(folder), held_in_cache(kind, name):
-        problem = damage(folder) if folder.is_dir() else None
+        problem = _damage(folder, _state(folder)) if folder.is_dir() else None
         if problem:
             log.warning("%s is damaged (%s); it is made again", folder, problem)
             shutil.rmtree(folder)
@@ -71,6 +71,19 @@ def made_in_cache(kind: str, name: str, make: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def _state(folder: Path) -> tuple[tuple[Path, int, int], ...]:
+    """The files of a folder, with their sizes and times."""
+    facts = ((path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file())
+    return tuple((path, fact.st_size, fact.st_mtime_ns) for path, fact in facts)
+
+
+@cache
+def _damage(folder: Path, state: tuple[tuple[Path, int, int], ...]) -> str | None:
+    """`damage` of a folder in this state: a process that asks for a model's settings, tokenizer and weights reads all
+    of its files once."""
+    return damage(folder)
 
 
 def expanded(source: str | Path) -> str:

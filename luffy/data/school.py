@@ -39,6 +39,14 @@ def rows(split: str = "train") -> Iterator[dict[str, Any]]:
         yield _row(plan, rng)
 
 
+SIGNS = {"buys": "+", "gives": "-", "doubles": "*"}
+
+
+def _after(value: int, kind: str, number: int) -> int:
+    """The value when an operation is done."""
+    return {"+": value + number, "-": value - number, "*": value * number}[SIGNS[kind]]
+
+
 Plan = tuple[tuple[str, int], ...]  # the first is how it begins, ("has", 12) or ("bags of 6", 4); then operations
 
 
@@ -54,7 +62,7 @@ def _plan(rng: random.Random, operations: int) -> Plan:
         for _ in range(left):
             kind = rng.choice(("buys", "gives", "buys", "gives", "doubles"))
             number = 2 if kind == "doubles" else rng.randint(2, 20)
-            value = {"buys": value + number, "gives": value - number, "doubles": value * 2}[kind]
+            value = _after(value, kind, number)
             plan.append((kind, number))
             if not 1 <= value <= 99:
                 break
@@ -75,8 +83,7 @@ def _row(plan: Plan, rng: random.Random) -> dict[str, Any]:
         value *= each
     for place, (kind, number) in enumerate(operations):
         then = "Then " if place else ""
-        before, sign = value, {"buys": "+", "gives": "-", "doubles": "*"}[kind]
-        value = {"buys": value + number, "gives": value - number, "doubles": value * number}[kind]
+        before, value = value, _after(value, kind, number)
         told.append(
             {
                 "buys": f"{then}{person} buys {number} more {thing}.",
@@ -84,7 +91,7 @@ def _row(plan: Plan, rng: random.Random) -> dict[str, Any]:
                 "doubles": f"{then}{person} doubles the number of {thing}.",
             }[kind]
         )
-        solved.append(f"{before} {sign} {number} = {value}.")
+        solved.append(f"{before} {SIGNS[kind]} {number} = {value}.")
     told.append(f"How many {thing} does {person} have now?")
     trace = " ".join([*solved, f"The answer is \\boxed{{{value}}}."])
     length = len(operations) + (begin != "has")

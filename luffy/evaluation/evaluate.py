@@ -334,7 +334,7 @@ class Evaluation:
             for name, result in self.results().items():
                 rows[name] = f"avg@{result.samples} {100 * result.accuracy:.1f} %"
         names = ("config.json", "manifest.json", "completions.jsonl", "scores.jsonl")
-        return display.table(display.place(self.path), rows, (self.path / name for name in names))
+        return display.folder(self.path, rows, names)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per completion: both graders' opinions and what was answered."""

@@ -70,13 +70,15 @@ class ServerSampler:
         self.source = _policy_source(model)
         self.loads, self.token = 0, token
         self.engine: Any = None
-        key = os.environ.get("VLLM_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # one connection per request: httpx may close a kept one, idle to its eyes, that it has just given to another
+        # thread (encode/httpcore#1110), whose request then fails or waits for ever
+        headers = {"Connection": "close"}
+        if key := os.environ.get("VLLM_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
         self.http = httpx.Client(
             headers=headers,
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-            # (the server closes connections that were idle for 5 s)
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=1.0),
+            limits=httpx.Limits(max_connections=None),
         )
         for url in self.urls:
             found = self._json("GET", url, "v1/models")["data"][0]["max_model_len"]

@@ -97,12 +97,11 @@ def pushes(trainer: Trainer, group: Group, row: int = -1) -> pd.DataFrame:
 
     The loss is the one that trains (update.loss_terms), without its entropy term, which has no gradient in log-probs.
     """
-    import pandas as pd
-
     batch = Batch.of(group.rows)
-    own = torch.zeros(len(batch.foreign))
-    for part in trainer.mini_batches(batch, trainer.config.method.signal(batch)):
-        places = torch.cat([torch.arange(len(batch.foreign))[_tokens_of(batch, i)] for i in _places(batch, part.rows)])
+    signal = trainer.config.method.signal(batch)
+    found = torch.zeros(len(signal.rows))
+    for part in trainer.mini_batches(batch, signal):
+        places = torch.isin(signal.rows, part.signal.rows.cpu()).nonzero().squeeze(1)  # of the part's tokens
         for micro in [*part.micro_batches, *part.watched]:
             with torch.no_grad():
                 logp, entropy = trainer.engine.token_logprobs(micro)
@@ -112,24 +111,9 @@ def pushes(trainer: Trainer, group: Group, row: int = -1) -> pd.DataFrame:
                 part, micro.token_index, leaf, entropy, trainer.config.method, Metrics(trainer.model.device)
             )
             (slope,) = torch.autograd.grad(torch.stack(list(terms.values())).sum(), leaf)
-            own[places[micro.token_index.cpu()]] = -slope.cpu()
-    chosen = group.rows[row]
-    pi = trainer.logprobs([chosen], trainer.engine.token_logprobs).exp()
-    return pd.DataFrame(
-        {
-            "token": [trainer.tokenizer.decode([token]) for token in chosen.token_ids.tolist()],
-            "probability": pi.tolist(),
-            "push": own[_tokens_of(batch, range(len(group.rows))[row])].tolist(),
-        }
-    )
-
-
-def _places(batch: Batch, rows: Sequence[Row]) -> list[int]:
-    return [i for i, row in enumerate(batch.rows) if any(row is other for other in rows)]
-
-
-def _tokens_of(batch: Batch, row: int) -> slice:
-    return slice(int(batch.first[row]), int(batch.first[row] + batch.lengths[row]))
+            found[places[micro.token_index.cpu()]] = -slope.cpu()
+    pushed = found[signal.rows == row % len(group.rows)]
+    return trace_tokens(trainer, group, {}, row).assign(push=pushed.tolist())
 
 
 def update(trainer: Trainer, group: Group) -> dict[str, float]:

@@ -154,8 +154,13 @@ def _differ(ours: str, theirs: str) -> bool:
     """Whether two units are known ones and not the same, or of another power, as square and cubic metres."""
     bare = [re.sub(r"\\text|[^a-z./]", "", unit.lower()).rstrip(".") for unit in (ours, theirs)]
     names = [_UNITS.get(unit) or _UNITS.get(unit.removesuffix("s")) for unit in bare]
-    powers = [next(iter(re.findall(r"[23²³]", unit)), "1").translate(_SMALL) for unit in (ours, theirs)]
-    return None not in names and (names[0] != names[1] or powers[0] != powers[1])
+    return None not in names and (names[0] != names[1] or _power(ours) != _power(theirs))
+
+
+def _power(unit: str) -> str:
+    """2 of a square unit, 3 of a cubic one."""
+    found = re.search(r"[23²³]", unit)
+    return found[0].translate(_SMALL) if found else "1"
 
 
 def close(a: Fraction, b: Fraction, decimals: int) -> bool:

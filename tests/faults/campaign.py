@@ -1,4 +1,4 @@
-"""The fault campaign: `python tests/faults/campaign.py` tries some 1,500 faults in about half an hour on two cores and
+"""The fault campaign: `python tests/faults/campaign.py` tries some 1,600 faults in less than an hour and
 prints the table of tests/faults/README.md. `--only kills soak` runs some of its parts.
 """
 

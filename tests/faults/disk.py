@@ -11,24 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 from helpers import assert_same_run, ended, forked
-from kills import config_of
+from kills import config_of, refused
 from outcome import Outcome
 
-from luffy import RunError, resume, train
+from luffy import resume, train
 from luffy.runs import RunDirectory
-
-
-def _refused(run: RunDirectory) -> None:
-    """A training that is to end in one clear error."""
-    try:
-        resume(run.path)
-    except RunError as error:
-        message = str(error)
-        assert "cannot write" in message and "\n" not in message and len(message) < 400, message
-        return
-    assert run.is_complete, "it did not notice"  # there was room enough
 
 
 def _judge(run: RunDirectory, whole: RunDirectory, code: int) -> str:
@@ -54,7 +44,7 @@ def too_large(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
         def work(run: RunDirectory = run, limit: int = limit) -> None:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (they may be files too)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-            _refused(run)
+            refused(run, "cannot write")
 
         lost = _judge(run, whole, ended(forked(work)))
         yield Outcome("a file that may not grow", f"limit of {limit} bytes", lost)
@@ -81,7 +71,7 @@ def full(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
             if not allowed:
                 return
             run = RunDirectory(folder / f"disk-{i}" / "run")
-            code = ended(forked(lambda run=run: (run.start(config_of("luffy"), {}), _refused(run))))
+            code = ended(forked(lambda run=run: (run.start(config_of("luffy"), {}), refused(run, "cannot write"))))
             subprocess.run(["mount", "-o", "remount,size=100m", str(folder / f"disk-{i}")], check=True)
             if not (run.path / "config.json").exists():
                 run.start(config_of("luffy"), {})
@@ -98,7 +88,7 @@ def read_only(folder: Path, count: int) -> Iterator[Outcome]:
             run = RunDirectory(folder / f"disk-{i}" / "run")
             run.start(config_of("luffy"), {})
             subprocess.run(["mount", "-o", "remount,ro", str(folder / f"disk-{i}")], check=True)
-            code = ended(forked(lambda run=run: _refused(run)))
+            code = ended(forked(lambda run=run: refused(run, "cannot write")))
             subprocess.run(["mount", "-o", "remount,rw", str(folder / f"disk-{i}")], check=True)
             yield Outcome("a read-only directory", f"start {i}", _judge(run, whole, code))
 
@@ -137,15 +127,14 @@ def damaged_cache(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
     """A file of what is kept in the cache is damaged: what is in it is made again."""
     from luffy.data import hub
 
-    rng, original = random.Random(seed), os.environ.get("LUFFY_CACHE")
-    os.environ["LUFFY_CACHE"] = str(folder / "cache")
+    rng = random.Random(seed)
     contents = {"config.json": b"{}" * 50, "model.safetensors": bytes(range(256)) * 40}
 
     def make(out: Path) -> None:
         for name, content in contents.items():
             (out / name).write_bytes(content)
 
-    try:
+    with mock.patch.dict(os.environ, LUFFY_CACHE=str(folder / "cache")):
         for i in range(count):
             made = hub.made_in_cache("models", "one", make)
             path = rng.choice(sorted(made.iterdir()))
@@ -153,7 +142,3 @@ def damaged_cache(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
             found = hub.made_in_cache("models", "one", make)
             whole = all((found / name).read_bytes() == content for name, content in contents.items())
             yield Outcome("a damaged cache", f"{i}: {fault}", "" if whole else "it was used as it was")
-    finally:
-        os.environ.pop("LUFFY_CACHE")
-        if original is not None:
-            os.environ["LUFFY_CACHE"] = original

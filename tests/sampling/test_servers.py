@@ -146,6 +146,7 @@ def test_thousands_of_requests_wait_at_a_server(servers):
     reqs = requests(lengths=(9,), generations=3000)
     found = dict(sampler.sample(reqs, SamplingParams(4)))
     assert sorted(found) == list(range(3000))
+    assert not sampler.http._transport._pool.connections  # none is kept, which could be closed while it is used
     sampler.close()
 
 
