@@ -156,22 +156,25 @@ def refused(run: RunDirectory, words: str) -> None:
 
 
 def verifier_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
-    """A child alone is killed: the verifier's process, again and again during a training, which is to end as if nothing
-    had happened."""
+    """A child alone is killed: the verifier's process, at a random moment of every other step of a training, which is
+    to end as if nothing had happened. (A check that loses two processes is given up, so no step gets two kills.)"""
     rng = random.Random(seed)
-    config = config_of("luffy", steps=8 * count)
+    config = config_of("luffy", steps=4 * count)
+    started = time.monotonic()
     whole = train(config, folder / "verifier-whole")
+    step_s = (time.monotonic() - started) / config.max_steps
     run = RunDirectory(folder / "verifier-killed")
     run.start(config, {})
-    pid, tried = forked(lambda: resume(run.path)), 0
-    while not run.is_complete and tried < count and Path(f"/proc/{pid}/cmdline").read_bytes():
-        time.sleep(rng.uniform(0.5, 4.0))  # (a process takes a second to start)
+    pid, tried, next_step = forked(lambda: resume(run.path)), 0, 1
+    while tried < count and not run.is_complete and Path(f"/proc/{pid}/cmdline").read_bytes():
+        if run.last_row().get("step", 0) < next_step:
+            time.sleep(0.01)
+            continue
+        time.sleep(rng.uniform(0.0, step_s))
         for child in children(pid):
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-                tried += 1
-            except ProcessLookupError:
-                continue
+                tried, next_step = tried + 1, run.last_row()["step"] + 2
     code = ended(pid)
     try:
         assert code == 0, f"the training ended with {code}"
