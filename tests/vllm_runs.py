@@ -1,11 +1,22 @@
-"""What the tests of generation with vLLM have in common: small models, requests, and what to compare."""
+"""What the tests of generation with vLLM have in common: small models, servers, requests, and what to compare."""
 
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import httpx
 import torch
 
 from luffy.sampling.protocol import SamplingParams, SamplingRequest
+from luffy.sampling.tensor_parallel import free_port
 
 EOS = 1
 WINDOW = 256
+START_S = 240  # of a server
 SMALL = dict(
     steps=4, rollout_batch_size=4, mini_batch_size=2, num_generations=4, max_completion_length=48, num_problems=40,
     eval_steps=0, final_eval_problems=4, final_eval_samples=2, save_steps=1, sampler="vllm",
@@ -26,6 +37,47 @@ def options(model, **values):
             **values,
         }
     )
+
+
+@contextmanager
+def serving(folder, count, ports=()):
+    """Starts servers (at free ports) that want a key, which stands in the environment, and yields their addresses."""
+    os.environ["VLLM_API_KEY"] = "secret"
+    addresses, started = [], []
+    for number in range(count):
+        port = ports[number] if ports else free_port()
+        command = [sys.executable, "-m", "luffy.cli", "serve", "--model", "tiny", "--max-model-len", str(WINDOW)]
+        flags = ["--precision", "float32", "--port", str(port), "--cache-mb", "64"]
+        with open(folder / f"{number}.log", "w") as log:
+            started.append(subprocess.Popen([*command, *flags], stdout=log, stderr=log, start_new_session=True))
+        addresses.append(f"127.0.0.1:{port}")
+    try:
+        for number, address in enumerate(addresses):
+            deadline = time.monotonic() + START_S
+            while not _healthy(address):
+                assert started[number].poll() is None, (folder / f"{number}.log").read_text()[-3000:]
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.5)
+        yield addresses
+    finally:
+        del os.environ["VLLM_API_KEY"]
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _healthy(address):
+    try:
+        return httpx.get(f"http://{address}/health").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def connect(servers, model, **values):
+    from luffy.sampling.servers import ServerSampler
+
+    usual = {"eos_ids": [EOS], "max_model_len": WINDOW, "sends": True, "token": secrets.token_hex(4)}
+    usual["device"] = model.device
+    return ServerSampler(servers, model, **{**usual, **values})
 
 
 def moved(model, seed, scale=0.05):

@@ -81,7 +81,7 @@ class ServerSampler:
             limits=httpx.Limits(max_connections=None),
         )
         for url in self.urls:
-            found = self._json("GET", url, "v1/models")["data"][0]["max_model_len"]
+            found = self._json("GET", url, "v1/models", "data", 0, "max_model_len")
             if found < max_model_len:
                 raise ConfigError(f"the server at {url} has max_model_len {found}, not {max_model_len}")
         self.start()
@@ -93,8 +93,13 @@ class ServerSampler:
 
         if not self.sends:
             return
+        for url in self.urls:
+            # a transfer that was begun and never finished; the server has no route to give one up, but ends one that
+            # fails, as this does, which describes no weights (without a transfer it is an error, and nothing more)
+            with suppress(SamplerError):
+                self._json("POST", url, "update_weights", json={"update_info": {}})
         self._disconnect()
-        workers = [self._json("GET", url, "get_world_size")["world_size"] for url in self.urls]
+        workers = [self._json("GET", url, "get_world_size", "world_size") for url in self.urls]
         for url in self.urls:
             self._json("POST", url, "abort_requests", json={})
         where: dict[str, Any] = {"master_address": _own_address(self.urls), "master_port": free_port()}
@@ -172,7 +177,7 @@ class ServerSampler:
 
     def _check_version(self) -> None:
         """Raises SamplerError if a server has other weights than those sent last."""
-        found = {self._json("GET", url, "weight_info")["weight_version"] for url in self.urls}
+        found = {self._json("GET", url, "weight_info", "weight_version") for url in self.urls}
         if found != {self.version}:
             raise SamplerError(f"the servers have weights {sorted(found)}, not {self.version}")
 
@@ -186,7 +191,7 @@ class ServerSampler:
         body = {"token_ids": request.prompt_ids.tolist(), "sampling_params": settings}
         # no time-out of its own: it may wait for others, whose completions show that the server lives
         patient = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-        choice = self._json("POST", url, "inference/v1/generate", json=body, timeout=patient)["choices"][0]
+        choice = self._json("POST", url, "inference/v1/generate", "choices", 0, json=body, timeout=patient)
         tokens, reason = choice["token_ids"], choice["finish_reason"]
         logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]] if choice["logprobs"] else []
         if reason not in ("stop", "length") or not tokens or len(tokens) > limit or len(logprobs) != len(tokens):
@@ -215,8 +220,8 @@ class ServerSampler:
             self.engine.shutdown()
         self.engine = None
 
-    def _json(self, method: str, url: str, path: str, **arguments: Any) -> Any:
-        """The answer of a route. Raises SamplerError."""
+    def _json(self, method: str, url: str, path: str, *keys: str | int, **arguments: Any) -> Any:
+        """What a route answers under these keys. Raises SamplerError."""
         try:
             response = self.http.request(method, f"{url}/{path}", **arguments)
         except httpx.HTTPError as error:
@@ -226,7 +231,13 @@ class ServerSampler:
         if not response.is_success:
             text = response.text[:500]
             raise SamplerError(f"the server at {url} answered /{path} with {response.status_code}: {text}")
-        return response.json()
+        try:
+            found = response.json()
+            for key in keys:
+                found = found[key]
+        except (ValueError, LookupError, TypeError) as error:
+            raise SamplerError(f"the server at {url} answered /{path} with {response.text[:200]!r}") from error
+        return found
 
 
 class _Fleet:

@@ -82,9 +82,10 @@ SMOOTH = 9  # steps of the centred rolling mean of curves
 
 def panels(columns: int, rows: int = 1, width: float = PANEL[0], height: float = PANEL[1]) -> tuple[Figure, list[Axes]]:
     """A figure with panels in a row, or in rows, each of PANEL size unless said otherwise."""
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", dpi=DPI
-    )
+    with plt.ioff():  # else a notebook keeps it to draw at the end of the cell, though it is closed
+        figure, grid = plt.subplots(
+            rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", dpi=DPI
+        )
     plt.close(figure)  # whoever gets the figure shows it
     return figure, list(grid.flat)
 

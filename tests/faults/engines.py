@@ -1,0 +1,132 @@
+"""vLLM's processes, killed alone or with their trainer at random moments: the numbers of a training that was left
+alone, at once or after one clear error and a resume. (vLLM batches rows as they come, so the last bits differ.)
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from helpers import ended, forked
+from kills import children, killed
+from outcome import Outcome
+from vllm_runs import SMALL, comparable, serving
+
+from luffy import make_config, resume, train
+from luffy.errors import SamplerError
+from luffy.runs import RunDirectory
+
+
+def vllm_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
+    """vLLM's process alone and the trainer alone, in turn."""
+    config = make_config("luffy", **SMALL)
+    whole, seconds = _timed(config, folder / "whole")
+    for i, moment in enumerate(_moments(count, seconds, seed)):
+        run = RunDirectory(folder / f"run-{i}")
+        run.start(config, {})
+        alone = i % 2 == 0
+
+        def fault(run: RunDirectory = run, moment: float = moment, alone: bool = alone) -> None:
+            if not alone:
+                killed(run, after_s=moment)
+                return
+            pid = forked(lambda: _ends_clearly(run))
+            time.sleep(moment)
+            _kill_samplers(children(pid))
+            assert ended(pid) == 0, "it did not end in one clear error"
+
+        name = "vLLM's process" if alone else "a training with vLLM"
+        yield Outcome(f"kill -9 of {name}", f"after {moment:.1f} s", _lost(fault, run, whole))
+
+
+def server_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
+    """A trainer whose completions come from two servers, which go on; then a server, which is started again."""
+    with serving(folder, 2) as addresses:
+        config = make_config("luffy", **SMALL, vllm_servers=addresses)
+        whole, seconds = _timed(config, folder / "whole")
+        for i, moment in enumerate(_moments(count, seconds, seed)):
+            run = RunDirectory(folder / f"run-{i}")
+            run.start(config, {})
+            lost = _lost(lambda run=run, moment=moment: killed(run, after_s=moment), run, whole)
+            yield Outcome("kill -9 of a training with servers", f"after {moment:.1f} s", lost)
+    moment = random.Random(seed).uniform(0.0, seconds)
+    run = RunDirectory(folder / "served")
+    with serving(folder, 1) as [address]:
+        run.start(make_config("luffy", **SMALL, vllm_servers=[address]), {})
+        pid = forked(lambda: _ends_clearly(run))
+        time.sleep(moment)
+    code = ended(pid)
+    with serving(folder, 1, ports=[int(address.split(":")[1])]):
+        lost = "" if code == 0 else "it did not end in one clear error"
+        lost = lost or _lost(lambda: None, run, whole)
+    yield Outcome("kill -9 of a server", f"after {moment:.1f} s", lost)
+
+
+def slice_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
+    """One of two processes of vLLM that hold half of a model each; ranks of DeepSpeed with sharded weights."""
+    values = {**SMALL, "vllm_tensor_parallel_size": 2, "engine": "deepspeed", "zero_stage": 3}
+    whole, seconds = _timed(make_config("luffy", **SMALL), folder / "whole")
+    for i, moment in enumerate(_moments(count, 2 * seconds, seed)):
+        run = RunDirectory(folder / f"run-{i}")
+        run.start(make_config("luffy", **values), {})
+        command = [sys.executable, "-m", "luffy.cli", "resume", str(run.path), "--nproc", "2"]
+
+        def fault(command: list[str] = command, moment: float = moment) -> None:
+            training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(moment)
+            _kill_samplers(_descendants(training.pid), most=1)
+            training.wait()
+            subprocess.run(command, check=True, capture_output=True)
+
+        lost = _lost(fault, run, whole)
+        yield Outcome("kill -9 of a slice of vLLM", f"after {moment:.1f} s", lost)
+
+
+def _timed(config: object, path: Path) -> tuple[RunDirectory, float]:
+    started = time.monotonic()
+    return train(config, path), time.monotonic() - started
+
+
+def _moments(count: int, seconds: float, seed: int) -> list[float]:
+    rng = random.Random(seed)
+    return [rng.uniform(0.0, seconds) for _ in range(count)]
+
+
+def _ends_clearly(run: RunDirectory) -> None:
+    try:
+        resume(run.path)
+    except SamplerError as error:
+        assert len(str(error)) < 5000, error
+
+
+def _lost(fault: Callable[[], object], run: RunDirectory, whole: RunDirectory) -> str:
+    """What is lost by a fault, once the run is resumed."""
+    try:
+        fault()
+        if not run.is_complete:
+            resume(run.path)
+        assert comparable(run) == comparable(whole), "other numbers"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _kill_samplers(processes: list[int], most: int = sys.maxsize) -> None:
+    for pid in processes:
+        try:
+            if most and b"luffy.sampling.vllm_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                most -= 1
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+
+
+def _descendants(pid: int) -> list[int]:
+    found = children(pid)
+    return found + [below for child in found for below in _descendants(child)]
