@@ -1,5 +1,6 @@
-"""The fault campaign: `python tests/faults/campaign.py` tries some 1,600 faults in less than an hour and
-prints the table of tests/faults/README.md. `--only kills soak` runs some of its parts.
+"""The fault campaign: `python tests/faults/campaign.py` tries some 1,700 faults and prints the table of
+tests/faults/README.md, those of vLLM and its servers where vLLM and DeepSpeed are installed. `--only soak network`
+runs some of its parts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,13 +24,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from answers import Case, boxed, honest, hostile, near_misses
 from disk import damaged, damaged_cache, full, read_only, too_large
-from kills import kills, second_start, verifier_kills
+from jupyter_kernels import kernel_kills
+from kills import KINDS, kills, second_start, verifier_kills
 from outcome import Outcome, table
 from soak import soak
 
 from luffy.verifier import Verifier
-
-torch.set_num_threads(1)
 
 
 def judged(cases: list[Case], right: bool) -> Iterator[Outcome]:
@@ -59,10 +62,11 @@ def throughput(_: Path) -> Iterator[Outcome]:
     yield Outcome("honest answers a second beside hostile ones", f"{rates[0]:.0f} to {rates[1]:.0f}", lost)
 
 
-PARTS = {
-    "kills": lambda folder: kills(folder, 200),
+PARTS: dict[str, Callable[[Path], Iterator[Outcome]]] = {
+    **{f"kills-{kind}": lambda folder, kind=kind: kills(folder, 40, [kind]) for kind in KINDS},
     "starts": second_start,
     "verifier": lambda folder: verifier_kills(folder, 20),
+    "notebook": lambda folder: kernel_kills(folder, 10),
     "limits": lambda folder: too_large(folder, 60),
     "full": lambda folder: full(folder, 20),
     "readonly": lambda folder: read_only(folder, 5),
@@ -72,25 +76,42 @@ PARTS = {
     "near": lambda _: judged(list(near_misses(22)), right=False),
     "honest": lambda _: judged(list(honest(300)), right=True),
     "throughput": throughput,
-    "soak": lambda folder: soak(folder, 2000),
+    "soak": lambda folder: soak(folder, 2000, in_notebook=True),
 }
+if find_spec("vllm") and find_spec("deepspeed"):
+    from engines import network, server_kills, slice_kills, vllm_kills
+
+    PARTS |= {
+        "vllm": lambda folder: vllm_kills(folder, 10),
+        "servers": lambda folder: server_kills(folder, 10),
+        "slices": lambda folder: slice_kills(folder, 3),
+        "network": network,
+        "soak-vllm": lambda folder: soak(folder, 200, "soak with vLLM", sampler="vllm"),
+    }
+
+
+def tried(name: str) -> list[Outcome]:
+    """A part, in a process of its own."""
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        found = list(PARTS[name](Path(folder)))
+    lost = sum(bool(outcome.lost) for outcome in found)
+    seconds = time.monotonic() - started
+    print(f"{name}: {len(found)} tried, {lost} lost, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS), help="some of the parts")
-    found: list[Outcome] = []
-    for name in parser.parse_args().only:
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            part = list(PARTS[name](Path(folder)))
-        found += part
-        lost = [outcome for outcome in part if outcome.lost]
-        print(
-            f"{name}: {len(part)} tried, {len(lost)} lost, {time.monotonic() - started:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+    parser.add_argument("--at-once", type=int, default=2, help="parts that run at the same time, one core each")
+    chosen = parser.parse_args()
+    together = [name for name in chosen.only if name != "throughput"]
+    with ProcessPoolExecutor(chosen.at_once, get_context("spawn"), max_tasks_per_child=1) as pool:
+        found = [outcome for part in pool.map(tried, together) for outcome in part]
+    if "throughput" in chosen.only:  # which needs the machine for itself
+        found += tried("throughput")
     print(table(found))
     sys.exit(any(outcome.lost for outcome in found))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from helpers import ended, forked
 from kills import children, killed
+from network import faults
 from outcome import Outcome
 from vllm_runs import SMALL, comparable, serving
 
@@ -86,6 +87,12 @@ def slice_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
 
         lost = _lost(fault, run, whole)
         yield Outcome("kill -9 of a slice of vLLM", f"after {moment:.1f} s", lost)
+
+
+def network(folder: Path) -> Iterator[Outcome]:
+    """A network between a trainer and its server."""
+    with serving(folder, 1) as [address]:
+        yield from faults(address)
 
 
 def _timed(config: object, path: Path) -> tuple[RunDirectory, float]:

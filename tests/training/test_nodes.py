@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import comparable, weights
+from kills import children
 
 from luffy.cli import main
 from luffy.runs import RunDirectory
@@ -102,3 +104,36 @@ def wait_for(condition, process, folder):
 def test_what_cannot_be_launched(tmp_path, flags, told):
     with pytest.raises(SystemExit, match=told):
         main(["train", "--run-dir", str(tmp_path / "run"), "--engine=deepspeed", *flags])
+
+
+def test_ranks_of_one_machine_meet_on_its_loopback(tmp_path):
+    """Nothing that a rank listens at can be reached from outside; torch's launcher has a store of addresses that can
+    (tests/faults/README.md)."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*LUFFY, "train", *FLAGS, "--nproc", "2", "--run-dir", str(tmp_path / "run")]
+    with open(tmp_path / "host.log", "w") as log:
+        launcher = launched(command, log, environment)
+    try:
+        wait_for(lambda: RunDirectory(tmp_path / "run").last_row().get("step", 0) >= 1, launcher, tmp_path)
+        ranks = children(launcher.pid)
+        assert len(ranks) == 2 and all(listening(rank) for rank in ranks)
+        for rank in ranks:  # (a host whose name is that of its loopback would be there without)
+            environment = Path(f"/proc/{rank}/environ").read_bytes().split(b"\0")
+            assert {b"GLOO_SOCKET_IFNAME=lo", b"NCCL_SOCKET_IFNAME=lo"} <= set(environment)
+        assert {address for rank in ranks for address in listening(rank)} <= {"127.0.0.1", "::1"}
+    finally:
+        to_all(launcher, signal.SIGKILL)
+
+
+def listening(pid):
+    """The addresses that a process listens at."""
+    found = []
+    for kind, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        rows = [line.split() for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
+        inodes = {row[9]: row[1].split(":")[0] for row in rows if row[3] == "0A"}
+        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        for inode in (link[8:-1] for link in links if link.startswith("socket:[")):
+            if inode in inodes:
+                words = [inodes[inode][i : i + 8] for i in range(0, len(inodes[inode]), 8)]
+                found.append(socket.inet_ntop(family, b"".join(bytes.fromhex(word)[::-1] for word in words)))
+    return found
