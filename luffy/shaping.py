@@ -1,7 +1,7 @@
 """Policy shaping: what an off-policy token counts for, as a function of how likely the policy finds it.
 
-With the importance ratio x = pi_theta / pi_phi (pi_phi = 1 in the paper's practice, so x is the token's probability),
-the mixed-policy objective weighs a token by f(x) instead of x (Eq. 6). The gradient then carries f'(x) * x on
+The importance ratio is x = pi_theta / pi_phi; the paper sets pi_phi = 1, so that x is the token's probability.
+The mixed-policy objective weighs a token by f(x) instead of x (Eq. 6). The gradient then carries f'(x) * x on
 grad log pi (Eq. 7); f(x) = x / (x + gamma) moves that weight towards unlikely tokens.
 
 Each shaping is a small frozen object that is called on a tensor of ratios, so that notebooks and figures plot

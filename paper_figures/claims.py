@@ -330,9 +330,9 @@ CLAIMS: tuple[Claim, ...] = (
 
 
 def table(runs: Runs) -> pd.DataFrame:
-    """One row per claim: our value with its 95% interval, the seeds, the paper's value, that of the independent
-    re-runs, p with and without Holm's correction, and the verdict ("no data" where the runs do not exist); if it is
-    undecided, the seeds a method that would decide."""
+    """One row per claim: our value with its 95% interval and seeds, the paper's value, that of the independent re-runs,
+    p with and without Holm's correction, and the verdict. Without runs it is "no data"; if it is undecided, the row has
+    the seeds a method that would decide."""
     reruns = pd.read_csv(PUBLISHED / "reruns.csv")
     effects: list[Effect | None] = []
     for claim in CLAIMS:

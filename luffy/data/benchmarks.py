@@ -1,9 +1,9 @@
 """Benchmarks as data: the paper's nine, the embedded world's families, and anyone's own file.
 
-A benchmark comes from the Hugging Face hub by its name, or from a file: the reference's parquet files, which hold
-several benchmarks told apart by `data_source`, a file with `problem` and `answer`, or one with options in the columns
-of ARC, GPQA, MMLU or MMLU-Pro. The reference repeats rows to get several samples of a problem; they are folded into
-one problem here.
+A benchmark comes from the Hugging Face hub by its name, or from a file. Three kinds of files are known: the reference's
+parquet files, which hold several benchmarks told apart by `data_source`; a file with `problem` and `answer`; and one
+with options in the columns of ARC, GPQA, MMLU or MMLU-Pro. The reference repeats rows to get several
+samples of a problem; they are folded into one problem here.
 """
 
 from __future__ import annotations

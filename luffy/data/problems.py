@@ -196,10 +196,9 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
 
 
 def read_rows(path: str, split: str = "train", subset: str | None = None) -> Iterable[dict[str, Any]]:
-    """The rows of a file (.parquet, .csv, .json, .jsonl, the last two also with .gz), of a data set (and subset) on the
-    Hugging Face hub, or of the generated "school".
+    """The rows of a file, of a data set (and subset) on the Hugging Face hub, or of the generated "school".
 
-    Raises DataError if it cannot be read.
+    A file is .parquet, .csv, .json or .jsonl, the last two also with .gz. Raises DataError if it cannot be read.
     """
     if path == school.NAME:
         if split not in school.SPLITS:

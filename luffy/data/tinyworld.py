@@ -2,8 +2,8 @@
 
 A problem starts from a number in [0, 99] and applies operations to it: `+d`, `-d` (d = 1..9), `r` (swap the two
 digits) and, in one family, `c` (nines' complement, 99 - x). Its difficulty is the number of operations plus one.
-Swapping makes guessing worthless. The teacher solves a problem step by step inside a think block, now and then
-wrong at first and corrected after `wait`, and ends with a check line of ones digits:
+Swapping makes guessing worthless. The teacher solves a problem step by step inside a think block. A step is now and
+then wrong at first and corrected after `wait`; the last line checks the ones digits:
 
     84+1-5r+8r?  ->  <think>84+1=85;85-5=80;80r=8;8+8=16;16r=61;check50861ok</think>\\boxed{61}
 

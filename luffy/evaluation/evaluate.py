@@ -7,7 +7,7 @@
 
 Completions are kept for ever; scores are kept as long as they are by the present grader and against the present
 ground truth. A problem is known by its benchmark, its place there and a hash of its prompt, and its random numbers
-derive from them, so more benchmarks or more problems can be added to a directory at any time.
+derive from them. So more benchmarks or more problems can be added to a directory at any time.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class Evaluation:
     """One model on some benchmarks, in a directory of its own. Creating the object checks everything that can be
     checked without the model's weights, and touches nothing on disk.
 
-    Raises ConfigError for a model that is not there or whose positions do not hold prompt and completion, DataError for
-    a benchmark of which no problem fits, TemplateError for a template that the tokenizer does not have.
+    Raises ConfigError for a model that is not there, or whose positions do not hold prompt and completion; DataError
+    for a benchmark of which no problem fits; TemplateError for a template that the tokenizer does not have.
     """
 
     def __init__(self, config: EvaluationConfig, loaded: Sequence[LoadedBenchmark], out_dir: str | Path) -> None:

@@ -96,8 +96,8 @@ class Method:
         """Raises ConfigError if the rest of the configuration does not go with the method."""
 
     def stages(self, config: RunConfig) -> list[tuple[str, Any]]:
-        """The stages of a run in order, each the name of its directory and a configuration whose model may be the name
-        of an earlier stage's directory, for its final checkpoint; the last one's is the run's own directory, ""."""
+        """The stages of a run in order: the name of each one's directory, and its configuration. The last one's is the
+        run's own directory, "". A model may be the name of an earlier stage's directory, for its final checkpoint."""
         return [("", config)]
 
 

@@ -27,8 +27,8 @@ DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", 
 def tune_cpu(num_threads: int) -> None:
     """Sets torch's threads, and has the C library keep freed memory for the next tensor.
 
-    By default glibc returns every block above some 100 kB to the system and asks for it again, and touching fresh
-    pages costs a small model's update a quarter of its time. Elsewhere than in glibc there is nothing to set.
+    By default glibc returns every block above some 100 kB to the system and asks for it again. Touching fresh pages
+    costs a small model's update a quarter of its time. Elsewhere than in glibc there is nothing to set.
     """
     torch.set_num_threads(num_threads)
     library = ctypes.CDLL(None)

@@ -1,7 +1,7 @@
 """From a language model to the log-probabilities and entropies of its completion tokens.
 
-The model's trunk runs on packed sequences; only hidden states that predict a completion token go through the head, in
-chunks whose logits are made again in backward, so never more than two chunks x vocabulary are alive in float32.
+The model's trunk runs on packed sequences. Only hidden states that predict a completion token go through the head, in
+chunks whose logits are made again in backward. So never more than two chunks x vocabulary are alive in float32.
 """
 
 from __future__ import annotations
@@ -158,8 +158,8 @@ def prepare(model: PreTrainedModel, *, check: bool = True) -> None:
     """Gives a model packed attention and a head that can be asked for log-probs; it stays what it is to all others.
 
     Raises ValueError, and leaves the model as it was, unless `token_logprobs` then says of packed sequences what the
-    model says of each alone. That is not so for models that cap or scale their logits, that look at a part of a
-    sequence only, whose rotary embedding depends on what else is in a row, or that do not hand keywords to attention.
+    model says of each alone. That is not so for models that cap or scale their logits, or look at a part of a
+    sequence only; nor where the rotary embedding depends on what else is in a row, or attention gets no keywords.
     check: compute with it (`check_model`); else by its settings alone.
     """
     name, head = type(model).__name__, model.get_output_embeddings()
@@ -187,8 +187,8 @@ def rope_type(model: PreTrainedModel) -> str:
 
 @torch.no_grad()
 def check_model(model: PreTrainedModel) -> None:
-    """Raises ValueError unless the model's logits are its output head on its trunk's last hidden state, and packed
-    sequences have the log-probs that it gives them one at a time, whatever stands beside them."""
+    """Raises ValueError unless the model's logits are its output head on its trunk's last hidden state, and a packed
+    sequence has the log-probs that the model gives it alone."""
     name, words = type(model).__name__, np.arange(6) % model.config.vocab_size
     sequences = [TokenSequence(words[:2], words[2:]), TokenSequence(words[:2], words[:2])]
     expected = []

@@ -1,8 +1,8 @@
 """A buffer that two processes see: how weights go from the trainer to its vLLM child on the same device.
 
 The buffer is exported once, and whole weights go through it part by part: the writer fills it, the reader copies it out
-and says so. So there is one handle for all loads of all steps, whatever becomes of the storages that the weights are in
-(exporting those instead leaves an open handle for each weight and load), and a weight may be larger than the buffer.
+and says so. So there is one handle for all loads of all steps, whatever becomes of the storages that the weights are
+in. (Exporting those instead leaves an open handle for each weight and load.) A weight may be larger than the buffer.
 """
 
 from __future__ import annotations

@@ -174,9 +174,9 @@ def request_seed(params: SamplingParams, request: SamplingRequest) -> int:
 
 
 def child_environment(options: VLLMOptions, port: int = 0) -> dict[str, str]:
-    """This process's environment for its child: with the GPUs of its tensor-parallel group, of those that this process
-    sees, its place in that group instead of this process's among the ranks, and a compile cache of its own, which
-    several children would otherwise write at the same time."""
+    """This process's environment for its child, with the GPUs of the child's tensor-parallel group and its place there
+    instead of this process's among the ranks. It has a compile cache of its own, which several children would otherwise
+    write at the same time."""
     size, place = options.tensor_parallel_size, options.tensor_parallel_rank
     environment = {
         name: value

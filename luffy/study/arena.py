@@ -137,8 +137,8 @@ def _base(config: Config) -> Any:
 
 def scores(jobs: Sequence[Job]) -> pd.DataFrame:
     """One row per complete run: as results.per_run, with operations and demonstrations (rows that are a trace or begin
-    in one) of all stages, and equal, the accuracy in distribution when as much is spent as by the method with rollouts
-    that spends the least."""
+    in one) of all stages. equal: the accuracy in distribution at equal cost, that of the cheapest method with
+    rollouts."""
 
     done = [job for job in jobs if job.run.is_complete]
     table = results.per_run(done)

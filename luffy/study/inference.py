@@ -123,11 +123,11 @@ def verdict(effect: Effect, p: float, bound: float) -> str:
 
 
 def seeds_needed(effect: Effect, bound: float, level: float = LEVEL, power: float = 0.8, most: int = 1000) -> float:
-    """Seeds (of the smaller sample; the larger grows with it) at which an effect of this size and spread would be told
-    from 0, or put within +-bound of it, whichever takes fewer, with that power.
+    """Seeds at which an effect of this size and spread would be told from 0, or put within +-bound of it, whichever
+    takes fewer, with that power.
 
-    level: of the first test, less than LEVEL where it is one of several. inf if it takes more than `most`; NaN if the
-    spread is not known.
+    The seeds are those of the smaller sample; the larger grows with it. level: of the first test, less than LEVEL
+    where it is one of several. inf if it takes more than `most`; NaN if the spread is not known.
     """
     from scipy import stats
 

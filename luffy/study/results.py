@@ -37,9 +37,9 @@ def per_run(jobs: Sequence[Job]) -> pd.DataFrame:
     behaviour and cost.
 
     The score (`id`, `ood`, a column per family) is the mean accuracy of the last SCORED validations: one checkpoint
-    alone is too noisy. Where a run has none, it is that of the final evaluation, from which come always pass@k (in
-    distribution), accuracies at further temperatures ("id T=0.1"), and the error that is due to the choice of problems
-    ("id problems"). "base id", "base ood" and "base FAMILY" are from
+    alone is too noisy. Where a run has none, it is that of the final evaluation. From the latter come always pass@k
+    (in distribution), accuracies at further temperatures ("id T=0.1"), and the error that is due to the choice of
+    problems ("id problems"). "base id", "base ood" and "base FAMILY" are from
     the validation before the first step. entropy, entropy_answer, length and boxed are means over the last fifth of
     the last stage's steps; tokens and seconds are sums over all stages, seconds of training steps, without evaluation
     and start.

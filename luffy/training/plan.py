@@ -12,10 +12,10 @@ Memory per GPU, in bytes; P parameters, R ranks:
                  (of all of them besides under ZeRO-3)
 
 The sampler and the activations are not there at the same time: vLLM sleeps during the update. Time counts operations
-(training 6 per parameter and token, 4 if it is frozen, 2 more with checkpointing, 2 for each forward pass, and
-attention's) at the share MFU of the GPU's peak. Generation reads the weights for every token of the longest row, for
-which all wait, and the rows' caches. What it assumes is printed with it, and checked against measured times in
-tests/training/test_plan.py.
+at the share MFU of the GPU's peak. Training takes 6 per parameter and token (4 if it is frozen, 2 more with
+checkpointing), a forward pass 2; attention's are added. Generation reads the weights for every token of the longest
+row, for which all wait, and the rows' caches. What it assumes is printed with it, and checked against measured times
+in tests/training/test_plan.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How people write answers, brought into one notation before any grader looks at them: pure functions on text.
 
-`tidy` drops from an answer, and from a ground truth, what does not change the meaning (spacing, fonts, a final full
-stop) and writes the rest in one way, as LaTeX: `1.04e-3` as 1.04\\times10^{-3}, `½` as \\frac{1}{2}, `1\\,000` as 1000,
+`tidy` drops from an answer, and from a ground truth, what does not change the meaning: spacing, fonts, a final full
+stop. The rest is written in one way, as LaTeX: `1.04e-3` as 1.04\\times10^{-3}, `½` as \\frac{1}{2}, `1\\,000` as 1000,
 words as \\text{words}. What a tidy text says is meaning.py's to read.
 
 Text is untrusted and may be long. Nothing is evaluated here, and every scan is linear in the text's length.

@@ -45,7 +45,9 @@ _TOWER = re.compile(  # powers of powers of powers: ^{..^{..^ or **..**..**
     r"\^\s?[{(][^{}()^]{0,40}\^\s?[{(][^{}()^]{0,40}\^|\*\*\s?\w{1,20}\s?\*\*\s?\w{1,20}\s?\*\*"
 )
 _INTEGER = re.compile(r"\s*(-?\d{1,30})\s*")
-_HUGE = re.compile(r"(?:\^|\*\*)[\s({-]*\d{6,}|(?<!\d)\d{6,}[\s)]*!|[\d)]![\s)]*!|\d{5000}")
+_HUGE = re.compile(
+    r"(?:\^|\*\*)[\s({-]*\d{6,}|(?<!\d)\d{6,}[\s)]*!|[\d)]![\s)]*!|\d{5000}|\\(?:[dt]?binom|Gamma)\s*[({]\s*\d{6,}"
+)
 
 
 def solution(completion: str, think: bool = True) -> str | None:

@@ -1,9 +1,9 @@
 """Two opinions on every answer of an evaluation, and which grader they come from.
 
 The first is the reward's own: math-verify in the verifier's processes (or a user's function). The second is a strict
-rule that only knows strings and numbers: the letter of a choice, or the last box, normalised. Neither is the paper's:
-its tables since May 2025 use the grader of "understand-r1-zero" (boxed answer, then sympy, then math-verify), those
-before used math-verify alone, and the two differ by up to 3.5 points on the same models. Our numbers therefore compare
+rule that only knows strings and numbers: the letter of a choice, or the last box, normalised. Neither is the paper's.
+Its tables since May 2025 use the grader of "understand-r1-zero" (boxed answer, then sympy, then math-verify), those
+before used math-verify alone. The two differ by up to 3.5 points on the same models. Our numbers therefore compare
 with each other; against published ones a point or two says nothing.
 """
 

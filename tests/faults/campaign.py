@@ -46,20 +46,21 @@ def judged(cases: list[Case], right: bool) -> Iterator[Outcome]:
 
 
 def throughput(_: Path) -> Iterator[Outcome]:
-    """Honest answers alone, and with a hostile one after every tenth."""
-    rates = []
-    for beside in (False, True):
-        good, bad = list(honest(1000)), list(hostile(6))
-        mixed = [
-            case for i, one in enumerate(good) for case in ([one, bad[i // 10]] if beside and i % 10 == 9 else [one])
-        ]
+    """Honest answers alone, and with a hostile one among fifty. (One among ten is told besides, and is no fault.)"""
+    good, bad, rates = list(honest(1000)), list(hostile(6)), []
+    for count in (0, 20, 100):
+        mixed = list(good)
+        for i in range(count):  # some of every family, at even distances
+            mixed.insert(i * (len(good) // count + 1), bad[i * len(bad) // count])
         with Verifier(workers=2, timeout_s=0.5, memory_mb=1024) as verifier:
             verifier.score([case.completion for case in good[:20]], [case.gold for case in good[:20]])
             started = time.monotonic()
             verifier.score([case.completion for case in mixed], [case.gold for case in mixed])
             rates.append(len(good) / (time.monotonic() - started))
     lost = "" if rates[1] > rates[0] / 2 else "less than half"
-    yield Outcome("honest answers a second beside hostile ones", f"{rates[0]:.0f} to {rates[1]:.0f}", lost)
+    told = "alone {:.0f} a second, one hostile among fifty {:.0f}, among ten {:.0f}".format(*rates)
+    print(told, file=sys.stderr)
+    yield Outcome("honest answers a second beside hostile ones", told, lost)
 
 
 PARTS: dict[str, Callable[[Path], Iterator[Outcome]]] = {

@@ -37,6 +37,7 @@ def kernel() -> Iterator[tuple[int, BlockingKernelClient]]:
     client.start_channels()
     try:
         client.wait_for_ready(timeout=60)
+        client.iopub_channel.stop()  # outputs that nobody reads would pile up in the kernel
         yield manager.provisioner.pid, client
     finally:
         client.stop_channels()

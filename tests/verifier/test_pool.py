@@ -92,9 +92,21 @@ def test_memory_bomb_is_confined():
     with Verifier(workers=1, timeout_s=20, memory_mb=450) as verifier:
         assert verifier.score([boxed("3.5")], ["7/2"]) == [1.0]
         before = peak_mb()
-        assert verifier.score([boxed("2^{2^{33}}")], ["61"]) == [0.0]
+        assert verifier.score([boxed("\\lfloor\\frac{2^{2^{33}}}{3}\\rfloor")], ["61"]) == [0.0]
         assert before + 50 < peak_mb() <= 451 or verifier.counts["kills"] == 1
         assert verifier.score([boxed("4.5")], ["9/2"]) == [1.0]
+
+
+def test_numbers_beyond_a_float_are_compared_without_writing_them_out():
+    """Values are compared at a point before anything is expanded, also where no float has room for them."""
+    with Verifier(workers=1, timeout_s=4) as verifier:
+        for wrong, gold in [
+            ("(a+b)^{3000}", "42"), ("2^{2^{33}}", "61"), ("(a+b+c)^{400}", "(a+b+d)^{400}"), ("10^{400}", "10^{401}"),
+        ]:  # fmt: skip
+            assert verifier.score([boxed(wrong)], [gold]) == [0.0]
+        for right, gold in [("2^{400}\\cdot 2^{1600}", "2^{2000}"), ("(b+a)^{3000}", "(a+b)^{3000}")]:
+            assert verifier.score([boxed(right)], [gold]) == [1.0]
+        assert not verifier.counts["timeouts"]
 
 
 def test_worker_that_hangs_is_killed_and_replaced():
@@ -209,6 +221,7 @@ def test_ordinary_answers_are_not_filtered():
         "10^{100}",
         "5!",
         "x^{2^n}",
+        "\\binom{99999}{2}",
         "long prose " * 3000,
         "\\boxed{61}. Great!!",
     ]:

@@ -1,5 +1,5 @@
-"""RL-PLUS (Dong et al. 2025, arXiv 2508.00222): LUFFY's groups, with a demonstration's ratio to a mixture of the policy
-that has sampled and a teacher of whom half is unknown, and less weight for what the policy knows already."""
+"""RL-PLUS (Dong et al. 2025, arXiv 2508.00222): LUFFY's groups, with less weight for what the policy knows already. A
+demonstration's ratio is to a mixture of the policy that has sampled and a teacher of whom half is unknown."""
 
 from __future__ import annotations
 
