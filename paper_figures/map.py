@@ -105,9 +105,9 @@ def _leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect
 
 
 def crossings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Where LUFFY's lead changes sign along the base axis. Columns: score, rival, share (own_share, interpolated between
-    the two points around the last change), low and high (its 95%, by drawing the leads from their errors), and the
-    share of the draws in which there is a change. Leads that never change sign have share NaN."""
+    """Where LUFFY's lead changes sign along the base axis. Columns: score, rival, share (own_share, interpolated
+    between the two points around the last change), low and high (its 95%, by drawing the leads from their errors), and
+    the share of the draws in which there is a change. Leads that never change sign have share NaN."""
     rng = np.random.default_rng(seed)
     rows = []
     chosen = table[(table["axis"] == "base") & (table["x"] >= 0)]

@@ -57,12 +57,12 @@ def finished(client: BlockingKernelClient, message: str) -> None:
     assert reply["content"]["status"] == "ok", reply["content"].get("evalue")
 
 
-def kernel_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
+def kernel_kills(folder: Path, count: int, steps: int = 60, seed: int = 0) -> Iterator[Outcome]:
     """The kernel alone is killed: the training goes on, and the same cell in another kernel follows it to its end."""
-    rng, config = random.Random(seed), config_of("luffy", steps=60)
+    rng, config = random.Random(seed), config_of("luffy", steps=steps)
     whole = train(config, folder / "whole")
     for i in range(count):
-        run, step = RunDirectory(folder / f"run-{i}"), rng.randrange(1, 30)
+        run, step = RunDirectory(folder / f"run-{i}"), rng.randrange(1, steps // 2)
         run.start(config, {})
         try:
             with kernel() as (pid, client):

@@ -31,7 +31,7 @@ def test_kills_of_the_verifier(tmp_path):
 
 
 def test_a_kill_of_a_notebooks_kernel(tmp_path):
-    survived(kernel_kills(tmp_path, 1), 1)
+    survived(kernel_kills(tmp_path, 1, steps=20), 1)
 
 
 def test_files_that_may_not_grow(tmp_path):

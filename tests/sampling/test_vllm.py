@@ -227,6 +227,7 @@ def test_a_child_has_its_groups_gpus_and_a_cache_of_its_own(monkeypatch):
     alone = child_environment(options("m", device="cuda", gpu=2))
     assert alone["CUDA_VISIBLE_DEVICES"] == "6" and alone["VLLM_CACHE_ROOT"] == "/cache/rank2"
     assert not {"RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"} & alone.keys()
+    assert alone["VLLM_HOST_IP"] == "127.0.0.1" and alone["NCCL_SOCKET_IFNAME"] == alone["GLOO_SOCKET_IFNAME"] == "lo"
     values = dict(device="cuda", gpu=3, tensor_parallel_size=2, tensor_parallel_rank=1)
     member = child_environment(options("m", **values), 1234)
     assert member["CUDA_VISIBLE_DEVICES"] == "6,7"

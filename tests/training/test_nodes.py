@@ -36,7 +36,8 @@ def test_a_lost_machine_costs_the_steps_since_the_checkpoint(tmp_path, silent):
     the numbers of a run that is resumed from there."""
     run, copy, port = RunDirectory(tmp_path / "run"), tmp_path / "copy", free_port()
     nodes = ["--nnodes=1:2", f"--rdzv=127.0.0.1:{port}", "--max-restarts=2", "--node-timeout=20"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PET_RDZV_CONF": "last_call_timeout=15,join_timeout=200"}
+    patience = "last_call_timeout=15,join_timeout=200,read_timeout=200"  # also on a busy machine
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PET_RDZV_CONF": patience}
     command = [*LUFFY, "train", *FLAGS, *nodes, "--run-dir", str(run.path)]
     logs = [open(tmp_path / f"{name}.log", "w") for name in ("host", "other")]  # noqa: SIM115
     host = other = launched(command, logs[0], environment)
