@@ -215,8 +215,7 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.nproc}"]
     if launch.nnodes == "1":
         launcher += ["--standalone"]
-        for library in ("GLOO", "NCCL"):  # ranks of one machine talk over its loopback
-            os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
+        os.environ.update(alive.LOOPBACK | os.environ)
     else:
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rdzv}", f"--rdzv-id={Path(command[-1]).name}"]
         launcher += [f"--nnodes={launch.nnodes}", *place]

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx
 import torch
+from kills import children
 
 from luffy.sampling.protocol import SamplingParams, SamplingRequest
-from luffy.sampling.tensor_parallel import free_port
 
 EOS = 1
 WINDOW = 256
@@ -40,12 +41,11 @@ def options(model, **values):
 
 
 @contextmanager
-def serving(folder, count, ports=()):
-    """Starts servers (at free ports) that want a key, which stands in the environment, and yields their addresses."""
+def serving(folder, *ports):
+    """Starts servers that want a key, which stands in the environment, and yields their addresses."""
     os.environ["VLLM_API_KEY"] = "secret"
     addresses, started = [], []
-    for number in range(count):
-        port = ports[number] if ports else free_port()
+    for number, port in enumerate(ports):
         command = [sys.executable, "-m", "luffy.cli", "serve", "--model", "tiny", "--max-model-len", str(WINDOW)]
         flags = ["--precision", "float32", "--port", str(port), "--cache-mb", "64"]
         with open(folder / f"{number}.log", "w") as log:
@@ -70,6 +70,16 @@ def _healthy(address):
         return httpx.get(f"http://{address}/health").is_success
     except httpx.HTTPError:
         return False
+
+
+def workers(parent):
+    """The processes of vLLM that a process has started."""
+    found = []
+    for pid in children(parent):
+        with suppress(OSError):  # it has ended
+            if b"luffy.sampling.vllm_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def connect(servers, model, **values):

@@ -2,8 +2,8 @@
 
 A benchmark comes from the Hugging Face hub by its name, or from a file. Three kinds of files are known: the reference's
 parquet files, which hold several benchmarks told apart by `data_source`; a file with `problem` and `answer`; and one
-with options in the columns of ARC, GPQA, MMLU or MMLU-Pro. The reference repeats rows to get several
-samples of a problem; they are folded into one problem here.
+with options in the columns of ARC, GPQA, MMLU or MMLU-Pro. The reference repeats rows to get several samples
+of a problem; they are folded into one problem here.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SamplerError
+from . import alive
 from .protocol import Rollout, SamplingParams, SamplingRequest
 from .staging import Staging
 from .vllm_worker import VLLMOptions, receive, send
@@ -32,8 +33,6 @@ from .vllm_worker import VLLMOptions, receive, send
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 1800.0  # a large model on a slow disk
-# All processes of a group are on one machine.
-LOOPBACK = {"VLLM_HOST_IP": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 # What a launcher says about this process among the ranks, which vLLM would take for its own place.
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -180,7 +179,7 @@ def child_environment(options: VLLMOptions, port: int = 0) -> dict[str, str]:
     instead of this process's among the ranks. It has a compile cache of its own, which several children would otherwise
     write at the same time."""
     size, place = options.tensor_parallel_size, options.tensor_parallel_rank
-    environment = LOOPBACK | {
+    environment = alive.LOOPBACK | {
         name: value
         for name, value in os.environ.items()
         if name not in LAUNCHERS and not name.startswith("TORCHELASTIC_")

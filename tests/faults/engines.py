@@ -11,23 +11,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from helpers import ended, forked
-from kills import children, killed
+from kills import children, killed, timed
 from network import faults
 from outcome import Outcome
-from vllm_runs import SMALL, comparable, serving
+from vllm_runs import SMALL, comparable, serving, workers
 
-from luffy import make_config, resume, train
+from luffy import make_config, resume
 from luffy.errors import SamplerError
 from luffy.runs import RunDirectory
+from luffy.sampling.tensor_parallel import free_port
 
 
 def vllm_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
     """vLLM's process alone and the trainer alone, in turn."""
     config = make_config("luffy", **SMALL)
-    whole, seconds = _timed(config, folder / "whole")
+    whole, seconds = timed(config, folder / "whole")
     for i, moment in enumerate(_moments(count, seconds, seed)):
         run = RunDirectory(folder / f"run-{i}")
         run.start(config, {})
@@ -39,7 +41,7 @@ def vllm_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
                 return
             pid = forked(lambda: _ends_clearly(run))
             time.sleep(moment)
-            _kill_samplers(children(pid))
+            _kill(workers(pid))
             assert ended(pid) == 0, "it did not end in one clear error"
 
         name = "vLLM's process" if alone else "a training with vLLM"
@@ -48,22 +50,22 @@ def vllm_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
 
 def server_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
     """A trainer whose completions come from two servers, which go on; then a server, which is started again."""
-    with serving(folder, 2) as addresses:
+    with serving(folder, free_port(), free_port()) as addresses:
         config = make_config("luffy", **SMALL, vllm_servers=addresses)
-        whole, seconds = _timed(config, folder / "whole")
+        whole, seconds = timed(config, folder / "whole")
         for i, moment in enumerate(_moments(count, seconds, seed)):
             run = RunDirectory(folder / f"run-{i}")
             run.start(config, {})
             lost = _lost(lambda run=run, moment=moment: killed(run, after_s=moment), run, whole)
             yield Outcome("kill -9 of a training with servers", f"after {moment:.1f} s", lost)
-    moment = random.Random(seed).uniform(0.0, seconds)
+    [moment], port = _moments(1, seconds, seed), free_port()
     run = RunDirectory(folder / "served")
-    with serving(folder, 1) as [address]:
+    with serving(folder, port) as [address]:
         run.start(make_config("luffy", **SMALL, vllm_servers=[address]), {})
         pid = forked(lambda: _ends_clearly(run))
         time.sleep(moment)
     code = ended(pid)
-    with serving(folder, 1, ports=[int(address.split(":")[1])]):
+    with serving(folder, port):
         lost = "" if code == 0 else "it did not end in one clear error"
         lost = lost or _lost(lambda: None, run, whole)
     yield Outcome("kill -9 of a server", f"after {moment:.1f} s", lost)
@@ -72,7 +74,7 @@ def server_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
 def slice_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
     """One of two processes of vLLM that hold half of a model each; ranks of DeepSpeed with sharded weights."""
     values = {**SMALL, "vllm_tensor_parallel_size": 2, "engine": "deepspeed", "zero_stage": 3}
-    whole, seconds = _timed(make_config("luffy", **SMALL), folder / "whole")
+    whole, seconds = timed(make_config("luffy", **SMALL), folder / "whole")
     for i, moment in enumerate(_moments(count, 2 * seconds, seed)):
         run = RunDirectory(folder / f"run-{i}")
         run.start(make_config("luffy", **values), {})
@@ -81,7 +83,7 @@ def slice_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
         def fault(command: list[str] = command, moment: float = moment) -> None:
             training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(moment)
-            _kill_samplers(_descendants(training.pid), most=1)
+            _kill([worker for rank in children(training.pid) for worker in workers(rank)][:1])
             training.wait()
             subprocess.run(command, check=True, capture_output=True)
 
@@ -91,13 +93,8 @@ def slice_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
 
 def network(folder: Path) -> Iterator[Outcome]:
     """A network between a trainer and its server."""
-    with serving(folder, 1) as [address]:
+    with serving(folder, free_port()) as [address]:
         yield from faults(address)
-
-
-def _timed(config: object, path: Path) -> tuple[RunDirectory, float]:
-    started = time.monotonic()
-    return train(config, path), time.monotonic() - started
 
 
 def _moments(count: int, seconds: float, seed: int) -> list[float]:
@@ -124,16 +121,7 @@ def _lost(fault: Callable[[], object], run: RunDirectory, whole: RunDirectory) -
     return ""
 
 
-def _kill_samplers(processes: list[int], most: int = sys.maxsize) -> None:
+def _kill(processes: list[int]) -> None:
     for pid in processes:
-        try:
-            if most and b"luffy.sampling.vllm_worker" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
-                most -= 1
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-
-
-def _descendants(pid: int) -> list[int]:
-    found = children(pid)
-    return found + [below for child in found for below in _descendants(child)]
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -23,7 +23,7 @@ from pathlib import Path
 from luffy.runs import RunDirectory
 from luffy.study import experiments, plots
 job = experiments.Job(RunDirectory({path!r}).config(), Path({path!r}))
-plots.follow(experiments.run([job], poll_s=0.2), every_s={every_s})
+plots.follow(experiments.run([job], poll_s=0.2), every_s=1)
 """
 LONGEST_S = 1800.0
 
@@ -44,9 +44,9 @@ def kernel() -> Iterator[tuple[int, BlockingKernelClient]]:
         manager.shutdown_kernel(now=True)
 
 
-def followed(client: BlockingKernelClient, run: RunDirectory, every_s: float = 1.0) -> str:
+def followed(client: BlockingKernelClient, run: RunDirectory) -> str:
     """Has a kernel follow a run, which it starts or resumes if nobody trains there. Returns the cell's message id."""
-    return client.execute(CELL.format(path=str(run.path), every_s=every_s))
+    return client.execute(CELL.format(path=str(run.path)))
 
 
 def finished(client: BlockingKernelClient, message: str) -> None:

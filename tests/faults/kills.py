@@ -20,7 +20,7 @@ from pathlib import Path
 from helpers import assert_same_run, ended, forked
 from outcome import Outcome
 
-from luffy import RunError, make_config, resume, train
+from luffy import Config, RunError, make_config, resume, train
 from luffy.runs import RunDirectory
 
 SMALL = dict(
@@ -39,6 +39,12 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncat
 def config_of(kind: str, **values: object):
     settings = {**SMALL, **KINDS[kind], **values}
     return make_config(settings.pop("method", "luffy"), **settings)
+
+
+def timed(config: Config, path: Path) -> tuple[RunDirectory, float]:
+    """A training that is left alone, and its seconds."""
+    started = time.monotonic()
+    return train(config, path), time.monotonic() - started
 
 
 def dies(after_s: float | None = None, at_change: int | None = None) -> None:
@@ -107,9 +113,7 @@ def kills(folder: Path, count: int, kinds: Sequence[str] = tuple(KINDS), seed: i
     while done < count:
         kind = kinds[number % len(kinds)]
         if kind not in wholes:
-            started = time.monotonic()
-            wholes[kind] = train(config_of(kind), folder / f"{kind}-whole")
-            seconds[kind] = time.monotonic() - started
+            wholes[kind], seconds[kind] = timed(config_of(kind), folder / f"{kind}-whole")
         run = RunDirectory(folder / f"{kind}-{number}")
         run.start(config_of(kind), {})
         tried = []
@@ -138,10 +142,9 @@ def second_start(folder: Path) -> Iterator[Outcome]:
     run.start(config_of("luffy"), {})
     with run.locked():
         for i in range(3):
-            pid = forked(lambda: refused(run, "another process is training"))
-            yield Outcome(
-                "second start in a directory in use", f"start {i}", "" if ended(pid) == 0 else "it was let in"
-            )
+            code = ended(forked(lambda: refused(run, "another process is training")))
+            lost = "" if code == 0 and not run.is_complete else "it was let in"
+            yield Outcome("second start in a directory in use", f"start {i}", lost)
 
 
 def refused(run: RunDirectory, words: str) -> None:
@@ -160,9 +163,7 @@ def verifier_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]
     to end as if nothing had happened. (A check that loses two processes is given up, so no step gets two kills.)"""
     rng = random.Random(seed)
     config = config_of("luffy", steps=4 * count)
-    started = time.monotonic()
-    whole = train(config, folder / "verifier-whole")
-    step_s = (time.monotonic() - started) / config.max_steps
+    whole, seconds = timed(config, folder / "verifier-whole")
     run = RunDirectory(folder / "verifier-killed")
     run.start(config, {})
     pid, tried, next_step = forked(lambda: resume(run.path)), 0, 1
@@ -170,7 +171,7 @@ def verifier_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]
         if run.last_row().get("step", 0) < next_step:
             time.sleep(0.01)
             continue
-        time.sleep(rng.uniform(0.0, step_s))
+        time.sleep(rng.uniform(0.0, seconds / config.max_steps))
         for child in children(pid):
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

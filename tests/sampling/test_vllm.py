@@ -39,6 +39,7 @@ from vllm_runs import (
     sample,
     tokens,
     weights,
+    workers,
 )
 
 from luffy.sampling.vllm_sampler import VLLMSampler, child_environment
@@ -148,13 +149,6 @@ def when_step(run, step, act):
     return thread
 
 
-def workers(parent=None):
-    out = subprocess.run(
-        ["pgrep", "-P", str(parent or os.getpid()), "-f", "luffy.sampling.vllm_worker"], capture_output=True, text=True
-    )
-    return [int(pid) for pid in out.stdout.split()]
-
-
 def test_rows_that_begin_in_a_trace(tmp_path):
     """Prefixes go to vLLM as part of the prompt, and their continuations come back with the trainer's log-probs."""
     values = dict(prefix_strategy="fixed", prefix_min=0.5, prefix_max=0.5, steps=2, final_eval_problems=0)
@@ -179,7 +173,7 @@ def test_training_measures_the_mismatch_and_never_sends_demonstrations(undisturb
 @pytest.mark.parametrize(("sent", "timeout"), [(signal.SIGKILL, 60), (signal.SIGSTOP, 8)], ids=["dies", "hangs"])
 def test_a_failed_sampler_is_started_again_once(undisturbed, tmp_path, sent, timeout):
     run = RunDirectory(tmp_path / "run")
-    when_step(run, 2, lambda: [os.kill(pid, sent) for pid in workers()])
+    when_step(run, 2, lambda: [os.kill(pid, sent) for pid in workers(os.getpid())])
     train(make_config("luffy", **SMALL, sampler_timeout=timeout), run.path)
     assert run.is_complete and comparable(run) == comparable(undisturbed)
 
@@ -262,7 +256,7 @@ def test_a_second_failure_ends_the_run_which_can_be_resumed(undisturbed, tmp_pat
     monkeypatch.setattr(VLLMSampler, "load_weights", failing)
     with pytest.raises(SamplerError, match="failed a second time"):
         train(make_config("luffy", **SMALL), run.path)
-    assert [row["step"] for row in run.metrics()] == [1, 2] and not workers()
+    assert [row["step"] for row in run.metrics()] == [1, 2] and not workers(os.getpid())
     monkeypatch.undo()
     resume(run.path)
     assert run.is_complete and comparable(run) == comparable(undisturbed)

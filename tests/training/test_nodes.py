@@ -74,8 +74,7 @@ def launched(command, log, environment):
 
 def to_all(process, sent):
     """To a launcher and the processes that it has started, each in a session of its own."""
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    for pid in [process.pid, *map(int, children)]:
+    for pid in [process.pid, *children(process.pid)]:
         os.kill(pid, sent)
 
 
