@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -96,6 +97,15 @@ def forked(work) -> int:
 def ended(pid: int) -> int:
     """Waits for a process of `forked` and returns its exit code, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def children(pid: int) -> list[int]:
+    """The processes that any thread of a process has started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found
 
 
 def make_trainer(folder, method="luffy", **values):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import torch
-from kills import children
+from helpers import children
 
 from luffy.sampling.protocol import SamplingParams, SamplingRequest
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from helpers import ended, forked
-from kills import children, killed, timed
+from helpers import children, ended, forked
+from kills import killed, timed
 from network import faults
 from outcome import Outcome
 from vllm_runs import SMALL, comparable, serving, workers

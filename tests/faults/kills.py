@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from helpers import assert_same_run, ended, forked
+from helpers import assert_same_run, children, ended, forked
 from outcome import Outcome
 
 from luffy import Config, RunError, make_config, resume, train
@@ -185,12 +185,3 @@ def verifier_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]
         lost = str(error) or "metrics or weights differ"
     for i in range(tried):
         yield Outcome("kill -9 of the verifier's process", f"kill {i}", lost)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that any thread of a process has started."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            found += [int(child) for child in task.read_text().split()]
-    return found

@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from helpers import children
 from jupyter_kernels import finished, followed, kernel
-from kills import SMALL, children
+from kills import SMALL
 from outcome import Outcome
 
 from luffy import make_config

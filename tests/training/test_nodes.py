@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import comparable, weights
-from kills import children
+from helpers import children, comparable, weights
 
 from luffy.cli import main
 from luffy.runs import RunDirectory
