@@ -212,15 +212,14 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     """Goes on as torch's launcher of this command line in several processes."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[alive.TIMEOUT_NAME] = str(launch.node_timeout)
-    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={launch.nproc}"]
     if launch.nnodes == "1":
-        launcher += ["--standalone"]
         os.environ.update(alive.LOOPBACK | os.environ)
+        launcher = ["luffy.sampling.launcher", "--rdzv-backend=loopback", "--rdzv-endpoint=127.0.0.1"]
     else:
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rdzv}", f"--rdzv-id={Path(command[-1]).name}"]
-        launcher += [f"--nnodes={launch.nnodes}", *place]
-    launcher += [f"--max-restarts={launch.max_restarts}"]
-    os.execv(sys.executable, [*launcher, "-m", "luffy.cli", *command])
+        launcher = ["torch.distributed.run", f"--nnodes={launch.nnodes}", *place]
+    counts = [f"--nproc-per-node={launch.nproc}", f"--max-restarts={launch.max_restarts}"]
+    os.execv(sys.executable, [sys.executable, "-m", *launcher, *counts, "-m", "luffy.cli", *command])
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

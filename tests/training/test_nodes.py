@@ -106,8 +106,7 @@ def test_what_cannot_be_launched(tmp_path, flags, told):
 
 
 def test_ranks_of_one_machine_meet_on_its_loopback(tmp_path):
-    """Nothing that a rank listens at can be reached from outside; torch's launcher has a store of addresses that can
-    (tests/faults/README.md)."""
+    """Nothing that the launcher or a rank listens at can be reached from outside."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*LUFFY, "train", *FLAGS, "--nproc", "2", "--run-dir", str(tmp_path / "run")]
     with open(tmp_path / "host.log", "w") as log:
@@ -115,13 +114,35 @@ def test_ranks_of_one_machine_meet_on_its_loopback(tmp_path):
     try:
         wait_for(lambda: RunDirectory(tmp_path / "run").last_row().get("step", 0) >= 1, launcher, tmp_path)
         ranks = children(launcher.pid)
-        assert len(ranks) == 2 and all(listening(rank) for rank in ranks)
+        found = {process: listening(process) for process in [launcher.pid, *ranks]}
+        assert len(ranks) == 2 and all(found.values())
         for rank in ranks:  # (a host whose name is that of its loopback would be there without)
             environment = Path(f"/proc/{rank}/environ").read_bytes().split(b"\0")
             assert {b"GLOO_SOCKET_IFNAME=lo", b"NCCL_SOCKET_IFNAME=lo"} <= set(environment)
-        assert {address for rank in ranks for address in listening(rank)} <= {"127.0.0.1", "::1"}
+        assert {address for addresses in found.values() for address in addresses} <= {"127.0.0.1", "::1"}
     finally:
         to_all(launcher, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["ends", "falls silent"])
+def test_a_rank_that_is_lost_is_started_again(tmp_path, silent):
+    """On one machine: its launcher starts both again, and they go on from the last checkpoint."""
+    run = RunDirectory(tmp_path / "run")
+    more = ["--nproc=2", "--max-restarts=1", "--node-timeout=20"]
+    with open(tmp_path / "host.log", "w") as log:
+        command = [*LUFFY, "train", *FLAGS, *more, "--run-dir", str(run.path)]
+        host = launched(command, log, {**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        wait_for(lambda: run.path.joinpath("metrics.jsonl").exists() and len(run.metrics()) >= 3, host, tmp_path)
+        first = children(host.pid)
+        os.kill(first[1], signal.SIGSTOP if silent else signal.SIGKILL)
+        assert host.wait(timeout=WAIT_S) == 0, (tmp_path / "host.log").read_text()[-3000:]
+    finally:
+        if host.poll() is None:
+            to_all(host, signal.SIGKILL)
+    assert run.is_complete and [row["step"] for row in run.metrics()] == list(range(1, 9))
+    assert not any(Path(f"/proc/{rank}").exists() for rank in first)
+    assert ("no sign of life" in (tmp_path / "host.log").read_text()) == silent
 
 
 def listening(pid):

@@ -1,0 +1,48 @@
+"""torch's launcher for ranks that are all on one machine: `python -m luffy.sampling.launcher`, with torchrun's flags.
+
+The ranks meet at a store of the launcher's. With `torchrun --standalone` this store listens on all interfaces, and
+torch has no setting for it. So the store here is given a socket that listens on loopback alone.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+from torch.distributed import TCPStore
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
+from torch.distributed.run import main
+
+BACKEND = "loopback"
+ADDRESS = "127.0.0.1"
+TIMEOUT_S = 600  # torch's, of a rendezvous of fixed size
+
+
+class Loopback(StaticTCPRendezvous):
+    """The rendezvous of one launcher alone, whose stores listen on loopback, at a free port."""
+
+    def __init__(self, params: RendezvousParameters) -> None:
+        super().__init__(ADDRESS, 0, rank=0, world_size=1, run_id=params.run_id, timeout=TIMEOUT_S)
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """A store for every start of the ranks: in that of an earlier one they would find its addresses."""
+        listening = socket.create_server((ADDRESS, 0))
+        self.master_port = listening.getsockname()[1]
+        self._store = TCPStore(  # which the class then takes
+            ADDRESS,
+            self.master_port,
+            is_master=True,
+            timeout=timedelta(seconds=TIMEOUT_S),
+            wait_for_workers=False,
+            master_listen_fd=listening.detach(),
+        )
+        return super().next_rendezvous()
+
+    def get_backend(self) -> str:
+        return BACKEND
+
+
+if __name__ == "__main__":
+    rendezvous_handler_registry.register(BACKEND, Loopback)
+    main()
