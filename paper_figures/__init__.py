@@ -1,4 +1,4 @@
-"""The paper's tables and figures, from its published numbers and from the metrics of our runs, and the map (map.py).
+"""The paper's tables and figures, from its published numbers and from the metrics of our runs; the map and the arena.
 
 A module per table or figure: `data(runs)` is what it shows, as a data frame, and `draw(data)` or `table(runs)` what it
 looks like. Runs are the committed ones (paper_figures/runs) or anyone's own (runs.load).
@@ -22,7 +22,7 @@ TABLES = ("table1_main", "table2_resources", "table3_backbones", "table4_ablatio
 FIGURES = (
     "figure1_overview", "figure2_weighting", "figure3_backbones", "figure4_hard", "figure5_dynamics", "figure6_shaping",
     "figure7_case", "figure8_clip", "figure9_gamma", "figure10_lengths", "figure11_sft_length", "figure12_temperature",
-    "map",
+    "map", "arena",
 )  # fmt: skip
 
 

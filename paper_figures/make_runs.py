@@ -31,8 +31,13 @@ from . import runs
 
 log = logging.getLogger(__name__)
 
-SETS = ("full", "hard", "easy", "gamma", "plus", "map", "sensitivity")
-ONE_SEED = "sensitivity"
+STAGES = (  # sets that are made side by side, one stage after the other
+    ("full", "hard", "easy", "gamma", "plus", "map"),
+    ("sensitivity",),  # has one seed only
+    ("arena",),
+    ("arena_corner", "arena_strong"),
+)
+SETS = tuple(name for stage in STAGES for name in stage)
 EVALUATED = ("on_policy", "sft", "luffy")
 EVALUATED_SEEDS = range(5)
 TEMPERATURES = tuple(round(0.1 * i, 1) for i in range(1, 11))
@@ -41,10 +46,10 @@ PROBLEMS, SAMPLES = 200, 8
 
 
 def jobs(work: Path, sets: Sequence[str] = SETS) -> list[Job]:
-    """Every run, seed by seed through the sets, so that what there is at any time is of all of them; last the set that
-    has one seed only."""
+    """Every run, seed by seed through the sets of a stage, so that what there is at any time is of all of them."""
+    stages = {name: number for number, stage in enumerate(STAGES) for name in stage}
     found = [(name, job) for name in sets for job in experiments.preset_jobs(presets.load_preset(name), work / name)]
-    return [job for name, job in sorted(found, key=lambda pair: (pair[0] == ONE_SEED, pair[1].config.seed))]
+    return [job for name, job in sorted(found, key=lambda pair: (stages[pair[0]], pair[1].config.seed))]
 
 
 def missing(wanted: Sequence[Job], known: runs.Runs | None) -> list[Job]:

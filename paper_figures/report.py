@@ -13,11 +13,12 @@ import pandas as pd
 
 from luffy.evaluation.stats import interval
 from luffy.methods import METHODS, PAPER_METHODS
-from luffy.study import cost
+from luffy.study import arena, cost
 from luffy.study.experiments import Job
 from luffy.study.inference import VERDICTS
 from luffy.study.results import BASE, base_scores, is_percent
 
+from . import arena as arena_of
 from . import claims, make_runs, tables
 from . import map as leads_of
 from .runs import Runs, set_of
@@ -41,7 +42,9 @@ def texts(runs: Runs) -> dict[Path, str]:
     _, end, after = rest.partition(MARKS[1])
     if not start or not end:
         raise ValueError(f"{README} lacks the marks {MARKS}")
-    said = _readme(runs, verdicts, leads, len(wanted), len(lacking))
+    # the paper's sets; what the arena lacks stands in RESULTS.md
+    counts = [sum(set_of(job) not in arena.WORLDS.values() for job in jobs) for jobs in (wanted, lacking)]
+    said = _readme(runs, verdicts, leads, *counts)
     return {
         FILE: _results(runs, verdicts, leads, table, _sets(wanted, lacking)),
         README: f"{before}{start}\n\n{said}\n\n{end}{after}",
@@ -130,6 +133,8 @@ def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str
             f"## The map\n\n{_conclusions(leads)}",
             "At equal cost, accuracy in distribution (millions of operations per parameter):\n\n" + _cost(runs),
         ]
+    if worlds := arena_of.scores(runs):
+        parts += [f"## The arena\n\n{_arena(runs, worlds)}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -140,6 +145,24 @@ def _conclusions(leads: pd.DataFrame) -> str:
 def _cost(runs: Runs) -> str:
     table = leads_of.at_equal_cost(runs)
     return table.assign(operations=(table["operations"] / 1e6).round(1)).round(1).to_markdown(index=False)
+
+
+def _arena(runs: Runs, worlds: Mapping[str, pd.DataFrame]) -> str:
+    parts = [
+        "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)). Ranks have their 95% range; "
+        "`best` is the chance to be the best, `equal` the accuracy in distribution at equal cost. Verdicts: p < 0.05 "
+        "after Holm's correction within a sentence; no effect: within 2 points by two one-sided tests.",
+        "![Accuracy of every method with intervals, and over operations](baselines/arena.png)",
+        "\n".join(f"- {line}" for line in arena_of.conclusions(runs)),
+    ]
+    for world, table in worlds.items():
+        parts.append(f"**{arena_of.TITLES[world].capitalize()}**\n\n{arena.table(table).to_markdown()}")
+    parts.append(
+        "What papers claim on their benchmarks, each by one grader, and how far our order in the default world agrees "
+        "(Kendall's tau, 95% interval over our means' errors):\n\n"
+        + arena_of.agreement(runs).round(2).to_markdown(index=False)
+    )
+    return "\n\n".join(parts)
 
 
 def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, wanted: int, lacking: int) -> str:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from luffy import make_config, results
+from luffy import arena, make_config, results
 from luffy.config import LATER, Config
 from luffy.errors import ConfigError
 from luffy.model import bases
@@ -51,10 +51,10 @@ METRICS = (
 
 RESULTS = (
     "id", "ood", "pass@8", "id T=0.1", "ood T=0.1", "base id", "base ood", "entropy", "entropy_answer", "length",
-    "boxed", "prompts", "generated_tokens", "trained_tokens", "seconds",
+    "boxed", "prompts", "generated_tokens", "trained_tokens", "demonstrations", "seconds",
 )  # fmt: skip
 VARIED = ("map", "gamma", "sensitivity")  # sets in which a method has runs with several settings
-THIN = VARIED  # sets of whose curves only the validations are kept
+THIN = (*VARIED, *arena.WORLDS.values())  # sets of whose curves only the validations are kept
 BASE_MODEL = "base"  # in extras, the method of models before training
 EXTRAS = ("answers", "temperatures", "cases", "bases")
 # What rows of an extra belong to: those of an owner are replaced together.

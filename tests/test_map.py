@@ -1,4 +1,4 @@
-"""The map and the cost of accuracies, on hand-made runs."""
+"""The map, the arena and the cost of accuracies, on hand-made runs."""
 
 import math
 
@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from luffy import make_config
-from luffy.study import cost
+from luffy.study import arena, cost
+from paper_figures import arena as standings
 from paper_figures import claims, runs
 from paper_figures import map as leads
 from paper_figures.runs import NoDataError, Runs
@@ -19,7 +20,7 @@ def made(rows, curves=()):
     settings = runs.settings_of(make_config())
     table = [
         {"run": i, "set": s, **settings, "model": model, "method": method, "seed": seed, "id": score, "ood": score / 2,
-         "base id": 0.2, "base ood": 0.3}
+         "base id": 0.2, "base ood": 0.3, "generated_tokens": 200.0, "trained_tokens": 100.0}
         for i, (s, model, method, seed, score) in enumerate(rows)
     ]  # fmt: skip
     frame = pd.DataFrame(table).reindex(columns=["run", "set", *runs.SETTINGS, "method", "seed", *runs.RESULTS])
@@ -116,3 +117,73 @@ def test_at_equal_cost_by_hand():
     .4 at 800 to .6 at 1,600 it is at .55 then."""
     row = leads.at_equal_cost(COSTS).iloc[0]
     assert row["operations"] == 1400 and row["LUFFY"] == pytest.approx(55) and row["SFT+RL"] == pytest.approx(80)
+
+
+# --- the arena --------------------------------------------------------------------------------------------------------
+
+OWN = "tiny:own_share=0.4"
+ARENA = made(
+    [
+        (s, model, method, seed, level + delta)
+        for s, model, levels in (
+            ("full", OWN, {"luffy": 0.5, "sft_rl": 0.6, "mixed": 0.9}),
+            ("map", "tiny:own_share=0.8", {"luffy": 0.3, "sft_rl": 0.5}),
+            ("arena", OWN, {"hpt": 0.7, "srft": 0.505}),
+            ("arena_strong", "tiny:own_share=0.8", {"hpt": 0.4}),
+        )
+        for method, level in levels.items()
+        for seed, delta in enumerate((-0.01, 0.01))
+    ],
+    [
+        {"run": run, "stage": 0, "step": step, "eval/id": 0.1 * (step + 1), "total/generated_tokens": 100.0 * step,
+         "total/trained_tokens": 50.0 * step}
+        for run in range(16) for step in (0, 1, 2)
+    ],
+)  # fmt: skip
+
+
+def test_who_meets_in_a_world():
+    """The world's own runs, and LUFFY and its rivals on the same base; "mixed" is none of them."""
+    worlds = standings.scores(ARENA)
+    assert {world: sorted(set(table["method"])) for world, table in worlds.items()} == {
+        "paper": ["hpt", "luffy", "sft_rl", "srft"], "strong": ["hpt", "luffy", "sft_rl"],
+    }  # fmt: skip
+    assert set(worlds["strong"]["model"]) == {"tiny:own_share=0.8"}
+    table = standings.data(ARENA)
+    first = table[(table["world"] == "paper") & (table["score"] == "id")]
+    assert first["method"].tolist() == ["hpt", "sft_rl", "srft", "luffy"] and first["rank"].tolist() == [1, 2, 3, 4]
+    # two seeds a point from their mean: a deviation of sqrt(2) points over eight runs in four cells
+    assert first["half"].tolist() == pytest.approx([2.776445 * math.sqrt(2) / math.sqrt(2)] * 4, rel=1e-5)
+    curve = table[(table["world"] == "paper") & (table["score"] == "curve") & (table["method"] == "hpt")]
+    assert curve["spent"].max() == 2 * 200 + 6 * 100 and curve["mean"].max() == pytest.approx(30)
+    equal = table[(table["world"] == "paper") & (table["score"] == "equal")]
+    assert equal["mean"].tolist() == pytest.approx([30] * 4)  # all spend the same: the mean of what comes late
+    figure = standings.draw(table)
+    names = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes[:2]]
+    assert names == [["LUFFY", "SRFT", "SFT+RL", "HPT"], ["LUFFY", "HPT", "SFT+RL"]]
+
+
+def test_verdicts_of_the_arena():
+    """In the default world the error of a difference is sqrt(2) points, with 4 degrees of freedom."""
+    found = arena.against(standings.scores(ARENA)["paper"], "luffy").set_index("method")
+    assert found["lead"].to_dict() == pytest.approx({"sft_rl": 10, "hpt": 20, "srft": 0.5})
+    half = 2.776445 * math.sqrt(2)
+    assert found.loc["hpt", "high"] - found.loc["hpt", "lead"] == pytest.approx(half, rel=1e-5)
+    assert found.loc["hpt", "p"] == pytest.approx(3 * 2 * stats.t.sf(20 / math.sqrt(2), 4))  # Holm: the least of three
+    assert found["verdict"].to_dict() == {"sft_rl": "ahead", "hpt": "ahead", "srft": "undecided"}
+    assert standings.conclusions(ARENA)[1] == (
+        "In the default world, against LUFFY: ahead: SFT+RL, HPT; undecided: 1 of 3 methods."
+    )
+
+
+def test_agreement_with_what_papers_claim():
+    """Three methods in common: of three pairs two in our order, one reversed: tau = (2 - 1) / 3."""
+    scores = standings.scores(ARENA)["paper"]  # hpt 70, sft_rl 60, srft 50.5, luffy 50
+    found = arena.agreement(scores, {"sft_rl": 57.0, "hpt": 52.7, "luffy": 46.3, "relift": 48.8})
+    assert found["methods"] == 3 and found["tau"] == pytest.approx(1 / 3)
+    assert found["low"] == found["high"] == pytest.approx(1 / 3)  # ten points apart with an error of one
+    close = arena.agreement(scores, {"srft": 59.1, "luffy": 55.5})  # half a point apart
+    assert (close["tau"], close["low"], close["high"]) == (1, -1, 1)
+    assert math.isnan(arena.agreement(scores, {"relift": 48.8, "hpt": 52.7})["tau"])
+    table = standings.agreement(ARENA).set_index("paper")
+    assert table.loc["HPT", "methods"] == 4 and table.loc["HPT", "claimed"].startswith("HPT 52.7, LUFFY 49.8")

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 WORLDS = {"paper": "arena", "corner": "arena_corner", "strong": "arena_strong"}  # presets
 RIVALS = ("on_policy", "luffy", "sft", "sft_rl")  # that every method is seen beside
 DRAWS = 10_000
+POINTS = 50  # of a curve over cost
 
 
 def jobs(
@@ -77,7 +78,7 @@ def compare(
         failure = error
     for world, members in asked.items():
         folder = folder_of(runs_dir, world)
-        shown = table(trained(folder, members))
+        shown = table(scores(trained(folder, members)))
         shown.to_csv(folder / "arena.csv")
         print(f"\n{world}\n\n{shown.to_markdown()}")
     if failure:
@@ -136,32 +137,40 @@ def _base(config: Config) -> Any:
 
 
 def scores(jobs: Sequence[Job]) -> pd.DataFrame:
-    """One row per complete run: as results.per_run, with operations and demonstrations (rows that are a trace or begin
-    in one) of all stages. equal: the accuracy in distribution at equal cost, that of the cheapest method with
-    rollouts."""
-
+    """One row per complete run: results.per_run, and `with_cost`."""
     done = [job for job in jobs if job.run.is_complete]
     table = results.per_run(done)
-    if table.empty:
-        return table
-    curves = _curves(done)
-    table["operations"] = cost.spent_on(table["generated_tokens"], table["trained_tokens"])
-    shown = curves.groupby(["run", "stage"])["total/demonstrations"].max().groupby("run").sum()
-    table["demonstrations"] = shown.reindex(range(len(done))).to_numpy()
+    return table if table.empty else with_cost(table.assign(run=range(len(done))), curves(done))
+
+
+def with_cost(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The scores of a world's runs, with their operations, and `equal`: the accuracy in distribution at equal cost,
+    that of the cheapest method with rollouts.
+
+    table: columns run, method, generated_tokens, trained_tokens, of which operations are made. curves: as `curves` has
+    them.
+    """
+    table = table.assign(operations=cost.spent_on(table["generated_tokens"], table["trained_tokens"]))
     sampled = table[[METHODS[method].samples for method in table["method"]]]
     budget = float(sampled.groupby("method")["operations"].mean().min()) if len(sampled) else float("inf")
     if "eval/id" in curves:
         found = {run: cost.reached(rows, budget) for run, rows in curves.groupby("run")}
-        table["equal"] = [found[run] for run in range(len(done))]
+        table["equal"] = table["run"].map(found)
     return table
 
 
-def _curves(jobs: Sequence[Job]) -> pd.DataFrame:
-    """The metrics of all runs in order, with columns run (the job's place), method, and spent (operations so far)."""
+def curves(jobs: Sequence[Job]) -> pd.DataFrame:
+    """The metrics of all complete runs in order, with columns run (the run's place among them), method, and spent
+    (operations so far)."""
     import pandas as pd
 
-    frames = [pd.DataFrame(job.rows()).assign(run=i, method=job.config.method.name) for i, job in enumerate(jobs)]
-    curves = pd.concat(frames, ignore_index=True)
+    done = [job for job in jobs if job.run.is_complete]
+    frames = [pd.DataFrame(job.rows()).assign(run=i, method=job.config.method.name) for i, job in enumerate(done)]
+    return with_spent(pd.concat(frames, ignore_index=True)) if frames else pd.DataFrame()
+
+
+def with_spent(curves: pd.DataFrame) -> pd.DataFrame:
+    """Rows of metrics with columns run and stage, in order, and what was spent until each."""
     return curves.assign(spent=cost.operations(curves)).sort_values(["run", "step"], kind="stable")
 
 
@@ -174,12 +183,9 @@ def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.Dat
     """
     import pandas as pd
 
-    means, deviation, df = inference.pooled(scores, column, ["method"])
-    values, own = means["mean"].to_numpy(), scores.groupby("method")[column].std(ddof=1)
-    spread = np.fmax(deviation, own[means["method"]].to_numpy())  # (NaN where only one of them is known)
-    errors = spread / np.sqrt(means["size"].to_numpy())
-    draws = values + errors * np.random.default_rng(seed).standard_normal((DRAWS, len(values)))
-    ranks = (-draws).argsort(axis=1).argsort(axis=1) + 1.0
+    means, df = _means(scores, column)
+    values, errors = means["mean"].to_numpy(), means["error"].to_numpy()
+    ranks = (-_drawn(means, seed)).argsort(axis=1).argsort(axis=1) + 1.0
     if not df:  # with a seed each nothing is known of errors
         ranks[:] = np.nan
     half = inference.Effect(0.0, 1.0, df, 2).half
@@ -200,19 +206,76 @@ def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.Dat
     return table.sort_values(column, ascending=False, ignore_index=True)
 
 
-def table(jobs: Sequence[Job]) -> pd.DataFrame:
-    """The table of a world, as text: methods by their score in distribution; out of distribution, at equal cost, ranks,
-    and what was spent."""
+def _means(scores: pd.DataFrame, column: str) -> tuple[pd.DataFrame, int]:
+    """Every method's mean, its standard error and number of seeds (columns method, mean, error, size), and the degrees
+    of freedom of the pooled deviation."""
+    means, deviation, df = inference.pooled(scores, column, ["method"])
+    own = scores.groupby("method")[column].std(ddof=1)
+    spread = np.fmax(deviation, own[means["method"]].to_numpy())  # (NaN where only one of them is known)
+    return means.assign(error=spread / np.sqrt(means["size"].to_numpy())), df
+
+
+def _drawn(means: pd.DataFrame, seed: int) -> np.ndarray:
+    """Means drawn from their errors, (DRAWS, methods)."""
+    normal = np.random.default_rng(seed).standard_normal((DRAWS, len(means)))
+    return means["mean"].to_numpy() + means["error"].to_numpy() * normal
+
+
+def agreement(
+    scores: pd.DataFrame, claimed: Mapping[str, float], column: str = "id", seed: int = 0
+) -> dict[str, float]:
+    """How far the order of methods is that of claimed accuracies: Kendall's tau (1: the same order, -1: the reverse)
+    over the methods that both have, their number, and the 95% interval that comes of our means' errors. The claims
+    count as exact. NaN with fewer than two methods."""
+    from scipy.stats import kendalltau
+
+    both = [method for method in claimed if method in set(scores["method"])]
+    found = {"methods": float(len(both)), "tau": np.nan, "low": np.nan, "high": np.nan}
+    if len(both) < 2:
+        return found
+    means, df = _means(scores[scores["method"].isin(both)], column)
+    theirs = [claimed[method] for method in means["method"]]
+    found["tau"] = float(kendalltau(theirs, means["mean"]).statistic)
+    if df:
+        taus = [kendalltau(theirs, ours).statistic for ours in _drawn(means, seed)[:1000]]
+        found["low"], found["high"] = np.quantile(taus, [0.025, 0.975], method="nearest")
+    return found
+
+
+def against(scores: pd.DataFrame, rival: str, column: str = "id", bound: float = 2.0) -> pd.DataFrame:
+    """How far each method is ahead of a rival: columns method, lead, low, high (points), p (Holm over the methods),
+    verdict ("ahead", "behind", "no effect" within +-bound points, "undecided"). One deviation for all methods."""
     import pandas as pd
 
-    found = scores(jobs)
-    if found.empty:
+    values = scores.assign(value=100 * scores[column]).dropna(subset=["value"])
+    _, deviation, df = inference.pooled(values, "value", ["method"])
+    cells = {str(method): rows["value"].tolist() for method, rows in values.groupby("method")}
+    others = [method for method in METHODS if method in cells and method != rival]
+    effects = [inference.pooled_difference(cells[method], cells[rival], deviation, df) for method in others]
+    names = {"reproduced": "ahead", "contradicted": "behind"}
+    rows = []
+    for method, effect, p in zip(others, effects, inference.holm([effect.p for effect in effects]), strict=True):
+        found = inference.verdict(effect, p, bound)
+        place = {"lead": effect.value, "low": effect.low, "high": effect.high, "p": p}
+        rows.append({"method": method, **place, "verdict": names.get(found, found)})
+    return pd.DataFrame(rows, columns=["method", "lead", "low", "high", "p", "verdict"])
+
+
+def table(scores: pd.DataFrame) -> pd.DataFrame:
+    """The table of a world, as text: methods by their score in distribution; out of distribution, at equal cost, ranks,
+    and what was spent.
+
+    scores: of its runs, as `scores` has them.
+    """
+    import pandas as pd
+
+    if scores.empty:
         return pd.DataFrame()
-    ranked = {column: standings(found, column) for column in ("id", "ood", "equal") if column in found}
+    ranked = {column: standings(scores, column) for column in ("id", "ood", "equal") if column in scores}
     others = {column: ranks.set_index("method") for column, ranks in ranked.items() if column != "id"}
     rows = []
     for row in ranked["id"].to_dict("records"):
-        mine, known = found[found["method"] == row["method"]], row["best"] == row["best"]
+        mine, known = scores[scores["method"] == row["method"]], row["best"] == row["best"]
         cells = {"method": row["label"], "seeds": row["seeds"], "id": _interval(row["id"], row["half"])}
         for column, ranks in others.items():
             other = ranks.loc[row["method"]]
@@ -223,7 +286,7 @@ def table(jobs: Sequence[Job]) -> pd.DataFrame:
             "generated": f"{mine['generated_tokens'].mean():,.0f}",
             "trained": f"{mine['trained_tokens'].mean():,.0f}",
             "operations (M)": f"{mine['operations'].mean() / 1e6:,.1f}",
-            "demonstrations": f"{mine['demonstrations'].mean():,.0f}",
+            "demonstrations": f"{shown:,.0f}" if (shown := mine["demonstrations"].mean()) == shown else "–",
         }
         rows.append(cells)
     return pd.DataFrame(rows).set_index("method")
@@ -233,21 +296,33 @@ def _interval(value: float, half: float) -> str:
     return f"{value:.1f} ± {half:.1f}" if half == half else f"{value:.1f}"
 
 
-def plot_cost(worlds: Mapping[str, Sequence[Job]], metric: str = "eval/id") -> Figure:
-    """Validation accuracy over operations per parameter, a panel per world, a line per method: the mean over seeds,
-    interpolated to common costs."""
+def mean_curves(curves: pd.DataFrame, metric: str = "eval/id") -> pd.DataFrame:
+    """Every method's validation accuracy (percent) over what was spent (operations): the mean over its runs,
+    interpolated to common costs, as far as all of them go. Columns method, spent, accuracy.
+
+    curves: of a world's runs, as `curves` has them."""
+    import pandas as pd
+
+    empty = pd.DataFrame(columns=["method", "spent", "accuracy"])
+    if metric not in curves:
+        return empty
+    known = curves.dropna(subset=[metric]).drop_duplicates(["run", "step"], keep="last")
+    frames = []
+    for method in [m for m in METHODS if m in set(known["method"])]:
+        runs = [rows for _, rows in known[known["method"] == method].groupby("run")]
+        spent = np.linspace(0, min(rows["spent"].max() for rows in runs), POINTS)
+        mean = np.mean([np.interp(spent, rows["spent"], rows[metric]) for rows in runs], axis=0)
+        frames.append(pd.DataFrame({"method": method, "spent": spent, "accuracy": 100 * mean}))
+    return pd.concat(frames, ignore_index=True) if frames else empty
+
+
+def plot_cost(worlds: Mapping[str, pd.DataFrame]) -> Figure:
+    """`mean_curves` of several worlds, a panel each."""
     figure, axes = style.grid(max(1, len(worlds)))
-    for axis, (world, members) in zip(axes, worlds.items(), strict=False):
+    for axis, (world, found) in zip(axes, worlds.items(), strict=False):
         axis.set(title=world, xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
-        done = [job for job in members if job.run.is_complete]
-        if not done or metric not in (curves := _curves(done)):
-            continue
-        known = curves.dropna(subset=[metric]).drop_duplicates(["run", "step"], keep="last")
-        for method in [m for m in METHODS if m in set(known["method"])]:
-            runs = [rows for _, rows in known[known["method"] == method].groupby("run")]
-            spent = np.linspace(0, min(rows["spent"].max() for rows in runs), 50)
-            mean = np.mean([np.interp(spent, rows["spent"], rows[metric]) for rows in runs], axis=0)
-            axis.plot(spent / 1e6, 100 * mean, label=METHODS[method].label, **style.look(method))
+        for method, rows in found.groupby("method", sort=False):
+            axis.plot(rows["spent"] / 1e6, rows["accuracy"], label=METHODS[method].label, **style.look(method))
     style.legend_below(figure, axes, columns=5)
     return figure
 

@@ -41,8 +41,8 @@ def per_run(jobs: Sequence[Job]) -> pd.DataFrame:
     (in distribution), accuracies at further temperatures ("id T=0.1"), and the error that is due to the choice of
     problems ("id problems"). "base id", "base ood" and "base FAMILY" are from
     the validation before the first step. entropy, entropy_answer, length and boxed are means over the last fifth of
-    the last stage's steps; tokens and seconds are sums over all stages, seconds of training steps, without evaluation
-    and start.
+    the last stage's steps; tokens, seconds and demonstrations (rows that are a trace or begin in one) are sums over all
+    stages, seconds of training steps, without evaluation and start.
     """
     import pandas as pd
 
@@ -72,6 +72,7 @@ def per_run(jobs: Sequence[Job]) -> pd.DataFrame:
             "prompts": sum(end["total/prompts"] for end in ends),
             "generated_tokens": sum(end["total/generated_tokens"] for end in ends),
             "trained_tokens": sum(end["total/trained_tokens"] for end in ends),
+            "demonstrations": sum(end.get("total/demonstrations", math.nan) for end in ends),
             "seconds": sum(r["time/step"] for r in steps),
         }
         rows.append(row)

@@ -112,7 +112,7 @@ def test_a_run_that_fails_does_not_hide_the_others(folder, capsys, monkeypatch):
 
 
 def test_curves_over_cost(folder):
-    figure = arena.plot_cost({"paper": jobs_in(folder)})
+    figure = arena.plot_cost({"paper": arena.mean_curves(arena.curves(jobs_in(folder)))})
     lines = {line.get_label(): line.get_xdata() for line in figure.axes[0].get_lines()}
     assert {"On-Policy RL", "HPT", "SFT+RL"} <= set(lines) and all(x[0] == 0 and x[-1] > 0 for x in lines.values())
 

@@ -1,0 +1,134 @@
+"""The arena: the methods that came after LUFFY beside it and its rivals, in three worlds.
+
+Not a figure of the paper. The newer methods' runs are the sets of luffy.study.arena.WORLDS, LUFFY's and its rivals'
+those of the main set and the map on the same base models. The table, the intervals and the ranks are those of
+luffy.study.arena.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from luffy.evaluation.paper_numbers import PUBLISHED
+from luffy.methods import METHODS
+from luffy.study import arena, style
+
+from .claims import BOUNDS
+from .files import missing
+from .runs import Runs, recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {
+    "paper": "the default world",
+    "corner": "a base that shows nothing of the skill",
+    "strong": "a base that works step by step in four of five answers",
+}
+RIVAL = "sft_rl"  # whom all must meet (arXiv 2604.23747)
+COMMAND = "python -m paper_figures.make_runs"
+CAPTION = (
+    "Arena. Top: accuracy in distribution (%) of every method, mean and 95% interval over seeds (one standard "
+    "deviation for all methods of a world); open: at equal cost, when as much is spent as by the cheapest method with "
+    "rollouts. Bottom: accuracy over operations per parameter, means over seeds. Methods of a world share base models, "
+    "problems, steps and rows of a group."
+)
+
+
+def scores(runs: Runs) -> dict[str, pd.DataFrame]:
+    """The runs of each world that has some of its own, as luffy.study.arena.scores has them."""
+    found, on_bases = {}, runs.on_bases()
+    for world, preset in arena.WORLDS.items():
+        own = runs.runs[runs.runs["set"] == preset]
+        if own.empty:
+            continue
+        rivals = on_bases.get(recipe(own["model"].iloc[0]), own.iloc[:0])
+        table = pd.concat([rivals[rivals["method"].isin(arena.RIVALS)], own], ignore_index=True)
+        found[world] = arena.with_cost(table, _curves(runs, table))
+    return found
+
+
+def _curves(runs: Runs, table: pd.DataFrame) -> pd.DataFrame:
+    curves = runs.curves[runs.curves["run"].isin(table["run"])]
+    return arena.with_spent(curves.merge(table[["run", "method"]], on="run"))
+
+
+def data(runs: Runs) -> pd.DataFrame:
+    """A row per world, score ("id", "ood", "equal") and method, as luffy.study.arena.standings has them, then rows of
+    score "curve" with columns spent and mean. Empty where there are no runs."""
+    columns = ["world", "score", "method", "seeds", "mean", "half", "rank", "rank low", "rank high", "best", "spent"]
+    frames = []
+    for world, table in scores(runs).items():
+        for score in ("id", "ood", "equal"):
+            ranked = arena.standings(table, score).rename(columns={score: "mean"})
+            frames.append(ranked.assign(world=world, score=score))
+        curves = arena.mean_curves(_curves(runs, table)).rename(columns={"accuracy": "mean"})
+        frames.append(curves.assign(world=world, score="curve"))
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def draw(table: pd.DataFrame) -> Figure:
+    worlds = [world for world in TITLES if world in set(table["world"])] or ["paper"]
+    figure, axes = style.panels(len(worlds), 2, width=4.4, height=4.2)
+    for place, world in enumerate(worlds):
+        mine = table[table["world"] == world]
+        above, below = axes[place], axes[len(worlds) + place]
+        above.set(title=TITLES[world], xlabel="accuracy in distribution (%)")
+        below.set(xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
+        if mine.empty:
+            missing(above, f"no runs: {COMMAND}")
+            missing(below, f"no runs: {COMMAND}")
+            continue
+        _standings(above, mine)
+        for method, rows in mine[mine["score"] == "curve"].groupby("method", sort=False):
+            below.plot(rows["spent"] / 1e6, rows["mean"], label=METHODS[method].label, **style.look(str(method)))
+    style.legend_below(figure, axes[len(worlds) :], columns=2 * len(worlds))
+    return figure
+
+
+def _standings(axis: Axes, table: pd.DataFrame) -> None:
+    ranked = table[table["score"] == "id"].sort_values("mean")
+    equal = table[table["score"] == "equal"].set_index("method")["mean"]
+    for place, row in enumerate(ranked.to_dict("records")):
+        look = dict(color=style.look(row["method"])["color"], markersize=4)
+        half = row["half"] if row["half"] == row["half"] else None
+        axis.errorbar(row["mean"], place, xerr=half, marker="o", capsize=2, **look)
+        axis.plot(equal.get(row["method"], np.nan), place, marker="D", markerfacecolor="none", **look)
+    axis.set_yticks(range(len(ranked)), [METHODS[method].label for method in ranked["method"]])
+
+
+def agreement(runs: Runs) -> pd.DataFrame:
+    """How far each paper's order of methods is that of the default world: columns paper, benchmarks, claimed (the
+    methods with their numbers, in the claimed order), methods, tau, low, high (luffy.study.arena.agreement).
+
+    Each paper's numbers are of one grader; numbers of different papers are not compared."""
+    claimed = pd.read_csv(PUBLISHED / "arena.csv")
+    worlds = scores(runs)
+    rows = []
+    for paper, part in claimed.groupby("paper", sort=False):
+        ordered = part.sort_values("accuracy", ascending=False)
+        numbers = dict(zip(ordered["method"], ordered["accuracy"], strict=True))
+        said = ", ".join(f"{METHODS[method].label} {value:.1f}" for method, value in numbers.items())
+        found = arena.agreement(worlds["paper"], numbers) if "paper" in worlds else {}
+        rows.append({"paper": paper, "benchmarks": part["benchmarks"].iloc[0], "claimed": said, **found})
+    return pd.DataFrame(rows)
+
+
+def conclusions(runs: Runs) -> list[str]:
+    """A sentence per world and rival (LUFFY, on-policy RL, SFT then RL), from the verdicts."""
+    said = []
+    for world, table in scores(runs).items():
+        for rival in [rival for rival in (RIVAL, "luffy", "on_policy") if rival in set(table["method"])]:
+            found = arena.against(table, rival, bound=BOUNDS["points"])
+            parts = [
+                f"{verdict}: {', '.join(METHODS[method].label for method in rows['method'])}"
+                for verdict in ("ahead", "behind", "no effect")
+                if len(rows := found[found["verdict"] == verdict])
+            ]
+            parts.append(f"undecided: {(found['verdict'] == 'undecided').sum()} of {len(found)} methods")
+            said.append(f"In {TITLES[world]}, against {METHODS[rival].label}: {'; '.join(parts)}.")
+    return said
