@@ -98,18 +98,18 @@ class Smoke:
 
     def zero(self) -> str:
         """ZeRO 2 and 3 with several chunks of logits: the first step's loss is the same."""
-        losses = [
-            self.train(f"zero{stage}", self.ranks, engine="deepspeed", zero_stage=stage)[0]["sft_loss"]
-            for stage in (2, 3)
-        ]
+        runs = [self.train(f"zero{stage}", self.ranks, engine="deepspeed", zero_stage=stage) for stage in (2, 3)]
+        losses = [rows[0]["sft_loss"] for rows in runs]
         if abs(losses[0] - losses[1]) > 0.02:
             raise FailedError(f"sft_loss {losses}")
         return f"sft_loss {losses[0]:.4f} and {losses[1]:.4f}"
 
     def loads(self) -> str:
         """300 times weights to the child under ZeRO 2, then a clean exit."""
-        rows = self.train("loads", self.ranks, engine="deepspeed", sampler="vllm", vllm_gpu_memory_utilization=0.3, steps=300,
-                          save_steps=300, rollout_batch_size=4, num_generations=2, max_completion_length=8)  # fmt: skip
+        few = dict(steps=300, save_steps=300, rollout_batch_size=4, num_generations=2, max_completion_length=8)
+        rows = self.train(
+            "loads", self.ranks, engine="deepspeed", sampler="vllm", vllm_gpu_memory_utilization=0.3, **few
+        )
         return f"{len(rows)} loads, {self.gap(rows)}"
 
     def slices(self) -> str:
