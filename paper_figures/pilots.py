@@ -1,8 +1,10 @@
 """The pilots by which the default world and its hyper-parameters were fixed, before any published seed was run.
 
-`python -m paper_figures.pilots` measures base models of several recipes (premise.csv), trains the presets
-pilot_stability and tuning (stability.csv, tuning.csv), and writes the tables into paper_figures/pilots. PILOTS.md there
-says what followed from them. It can be stopped and started again.
+`python -m paper_figures.pilots` measures base models of several recipes (premise.csv), also behind beginnings of traces
+(prefixes.csv), trains the presets pilot_stability, tuning and arena_tuning (stability.csv, tuning.csv,
+arena_tuning.csv), and writes the tables into paper_figures/pilots; or those that are named, as in
+`python -m paper_figures.pilots arena_tuning`. PILOTS.md there says what followed from them. It can be stopped and
+started again.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ from luffy.study.experiments import Job
 from . import make_runs
 
 FOLDER = Path(__file__).parent / "pilots"
-SETS = {"stability": "pilot_stability", "tuning": "tuning"}
+MEASURED = ("premise", "prefixes")
+SETS = {"stability": "pilot_stability", "tuning": "tuning", "arena_tuning": "arena_tuning"}
 BASES = tuple(f"tiny:own_share={share},seed=3" for share in (0, 0.1, 0.3, 0.4, 0.5))
 DIFFICULTIES = (3, 4, 5, 6, 7)
+IN_ARENA = tuple(f"tiny:own_share={share},seed=3" for share in (0, 0.4, 0.8))
 
 
 def trials(jobs: Sequence[Job]) -> pd.DataFrame:
@@ -38,7 +42,14 @@ def trials(jobs: Sequence[Job]) -> pd.DataFrame:
         facts = json.loads((job.run_dir / "manifest.json").read_text())
         row = {"changed": job.variant, "method": job.config.method.name, "seed": job.config.seed}
         rows.append(
-            {**row, "id": 100 * score["id"], "ood": 100 * score["ood"], **falls(job.rows()), "code": facts["luffy"]}
+            {
+                **row,
+                "id": 100 * score["id"],
+                "ood": 100 * score["ood"],
+                **falls(job.rows()),
+                "code": facts["luffy"],
+                "gpu": facts["machine"]["gpu"],
+            }
         )
     return pd.DataFrame(rows)
 
@@ -58,25 +69,38 @@ def falls(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/pilots"), help="where the runs live")
-    parser.add_argument("--parallel", type=int, help="runs at once; one per core or GPU unless said otherwise")
-    parser.add_argument("--collect-only", action="store_true", help="train nothing: write down what is there")
-    known = parser.parse_args(arguments)
-    FOLDER.mkdir(exist_ok=True)
-    jobs = {
-        name: experiments.preset_jobs(presets.load_preset(preset), known.work / preset) for name, preset in SETS.items()
-    }
-    if not known.collect_only:
-        rows = [
+def measured(name: str) -> list[dict[str, Any]]:
+    """The rows of one of the MEASURED tables."""
+    if name == "premise":
+        return [
             row
             for model in BASES
             for temperature in premise.TEMPERATURES
             for row in premise.measure(model, DIFFICULTIES, temperature=temperature)
         ]
-        pd.DataFrame(rows).to_csv(FOLDER / "premise.csv", index=False, float_format="%.4f")
+    asked: dict[str, Any] = dict(problems=50, samples=8, temperature=premise.TEMPERATURES[0], think_format=True)
+    return [row for model in IN_ARENA for row in premise.by_prefix(model, DIFFICULTIES, **asked)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="*", choices=[*MEASURED, *SETS], help="default: all")
+    parser.add_argument("--work", type=Path, default=Path("runs/pilots"), help="where the runs live")
+    parser.add_argument("--parallel", type=int, help="runs at once; one per core or GPU unless said otherwise")
+    parser.add_argument("--collect-only", action="store_true", help="train nothing: write down what is there")
+    known = parser.parse_args(arguments)
+    FOLDER.mkdir(exist_ok=True)
+    wanted = known.tables or [*MEASURED, *SETS]
+    if not known.collect_only:
+        for name in (name for name in MEASURED if name in wanted):
+            pd.DataFrame(measured(name)).to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.4f")
+    jobs = {
+        name: experiments.preset_jobs(presets.load_preset(preset), known.work / preset)
+        for name, preset in SETS.items()
+        if name in wanted
+    }
+    if not known.collect_only:
         make_runs.train([job for found in jobs.values() for job in found], known.parallel)
     for name, found in jobs.items():
         trials(found).to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.4g")

@@ -250,3 +250,14 @@ def test_the_premise_is_what_was_measured():
     at = every[every["temperature"] == 0.6].set_index("share")
     assert 0.15 < at.loc[0.4, "pass@1"] < 0.25 and 0.2 <= at.loc[0.4, "beyond"] <= 0.4
     assert (at["pass@1"] - 0.19).abs().idxmin() == 0.4  # nearest to the paper's base
+
+
+def test_beginnings_are_what_was_measured():
+    """PILOTS.md states what prefixes.csv holds."""
+    folder = Path(paper_figures.__file__).parent / "pilots"
+    table = pd.read_csv(folder / "prefixes.csv").pivot(index="model", columns="share", values="pass@1")
+    rows = re.findall(r"^\| \w+ \((?:`own_share` )?([\d.]+)\) \|(.*) \|$", (folder / "PILOTS.md").read_text(), re.M)
+    assert [share for share, _ in rows] == ["0", "0.4", "0.8"]
+    for share, cells in rows:
+        stated = [float(cell) for cell in cells.split("|")]
+        assert stated == pytest.approx((100 * table.loc[f"tiny:own_share={share},seed=3"]).tolist(), abs=0.06)

@@ -11,21 +11,30 @@ from __future__ import annotations
 import argparse
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..config import make_config
 from ..data import tinyworld
-from ..data.tokenization import tokenize_problems
+from ..data.tokenization import completion_text, tokenize_problems
 from ..evaluation import ask
 from ..evaluation.stats import mean, pass_at_k
 from ..sampling.protocol import SamplingParams
+from ..verifier.answers import boxed
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
 TEMPERATURES = (0.6, 1.0)
 KS = (1, 8, 64)
+SHARES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)  # of a trace
 
 
 def measure(
@@ -35,12 +44,14 @@ def measure(
     problems: int = 100,
     samples: int = 64,
     temperature: float = 1.0,
+    share: float = 0.0,
     **values: Any,
 ) -> list[dict[str, Any]]:
     """What a model can do on held-out problems, `problems` of each difficulty: a row per difficulty, and one of all.
 
     pass@k; "beyond", the share of problems that no answer gets right; of the answers the share with two steps or more,
-    the share boxed, and their mean length. values: other fields of the configuration, such as think_format.
+    the share boxed, and the mean length of what the model adds. share: of the teacher's trace (of its tokens) that an
+    answer begins with. values: other fields of the configuration, such as think_format.
     """
     import torch
 
@@ -61,15 +72,21 @@ def measure(
         window = config.data.max_completion_length
         made = tinyworld.make_problems(tinyworld.IN_DISTRIBUTION, "eval", problems, difficulties=(level,))
         tokenized, _ = tokenize_problems(made, tokenizer, max_prompt_length=64, max_completion_length=window)
-        questions = [ask.Question(problem, samples, i) for i, problem in enumerate(tokenized)]
+        begun = [problem.traces[0].tokens[: int(share * len(problem.traces[0].tokens))] for problem in tokenized]
+        texts = [completion_text(tokens, tokenizer, ends) for tokens in begun]
+        questions = [
+            ask.Question(replace(problem, prompt_ids=np.concatenate([problem.prompt_ids, tokens])), samples, i)
+            for i, (problem, tokens) in enumerate(zip(tokenized, begun, strict=True))
+        ]
         params = SamplingParams(window, temperature, seed=level)
         judged = reward.batch()
         given = list(ask.ask(sampler, tokenizer, questions, params, ends=ends))
         for place, _, answer in given:
-            judged.add(tokenized[place].problem, tokenized[place].prompt_text, answer.text)
+            judged.add(tokenized[place].problem, tokenized[place].prompt_text, texts[place] + answer.text)
         found: dict[int, list[dict[str, float]]] = defaultdict(list)
         for (place, _, answer), score in zip(given, judged.finish(), strict=True):
-            facts = {"steps": answer.text.count("=") >= 2, "boxed": answer.boxed, "length": answer.tokens}
+            text = texts[place] + answer.text
+            facts = {"steps": text.count("=") >= 2, "boxed": boxed(text), "length": answer.tokens}
             found[place].append({"right": score, **facts})
         return list(found.values())
 
@@ -81,6 +98,29 @@ def measure(
     rows = [{**facts, "difficulty": str(level), **_row(found, samples)} for level, found in by_level.items()]
     together = [problem for found in by_level.values() for problem in found]
     return [*rows, {**facts, "difficulty": "all", **_row(together, samples)}]
+
+
+def by_prefix(
+    model: str, difficulties: Sequence[int], shares: Sequence[float] = SHARES, **values: Any
+) -> list[dict[str, Any]]:
+    """What a model can do where answers begin with these shares of the teacher's trace: a row each, over all
+    difficulties, as `measure` has it. A base that works step by step only after some cue is given it by a few tokens,
+    which is to be known before methods that show such beginnings are compared."""
+    return [{"share": share, **measure(model, difficulties, share=share, **values)[-1]} for share in shares]
+
+
+def plot_prefixes(worlds: Mapping[str, pd.DataFrame]) -> Figure:
+    """Accuracy, and the share of answers with two steps or more, over the share of the trace that is given: a panel for
+    each table of `by_prefix`."""
+    from . import style
+
+    figure, axes = style.grid(max(1, len(worlds)))
+    for axis, (world, rows) in zip(axes, worlds.items(), strict=False):
+        axis.set(title=world, xlabel="share of the trace that is given (%)", ylabel="%", ylim=(0, 100))
+        axis.plot(100 * rows["share"], 100 * rows["pass@1"], marker="o", label="accuracy")
+        axis.plot(100 * rows["share"], 100 * rows["steps"], marker="s", linestyle="--", label="answers with steps")
+    style.legend_below(figure, axes)
+    return figure
 
 
 def _row(problems: Sequence[list[dict[str, float]]], samples: int) -> dict[str, float]:

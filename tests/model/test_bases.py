@@ -4,6 +4,7 @@ import random
 import re
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -118,3 +119,16 @@ def test_premise(model, steps):
     assert 0 <= easy["beyond"] <= hard["beyond"] <= 1
     if steps:
         assert easy["pass@1"] > 0.25 and hard["beyond"] > 0.5
+
+
+def test_beginnings_of_traces():
+    """A few tokens of a trace show the base another way to answer; all but the box leaves nothing to be done."""
+    asked = dict(problems=20, samples=8, temperature=0.6)
+    none, few, most = premise.by_prefix(DEFAULT_MODEL, (4,), (0.0, 0.1, 0.99), **asked)
+    assert [row["share"] for row in (none, few, most)] == [0.0, 0.1, 0.99]
+    assert none["steps"] < 0.6 and few["steps"] > 0.9 and most["pass@1"] == 1
+    assert none["length"] < few["length"] and most["length"] <= 2  # what the model adds
+    plain = premise.measure(DEFAULT_MODEL, (4,), **asked)[-1]
+    assert {name: none[name] for name in plain} == plain
+    (axis,) = premise.plot_prefixes({"paper": pd.DataFrame([none, few, most])}).axes
+    assert axis.get_lines()[0].get_xydata().tolist()[2] == [99, 100]
