@@ -214,7 +214,7 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     os.environ[alive.TIMEOUT_NAME] = str(launch.node_timeout)
     if launch.nnodes == "1":
         os.environ.update(alive.LOOPBACK | os.environ)
-        launcher = ["luffy.sampling.launcher", "--rdzv-backend=loopback", "--rdzv-endpoint=127.0.0.1"]
+        launcher = ["luffy.sampling.launcher"]
     else:
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rdzv}", f"--rdzv-id={Path(command[-1]).name}"]
         launcher = ["torch.distributed.run", f"--nnodes={launch.nnodes}", *place]

@@ -7,6 +7,7 @@ luffy.study.arena.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,30 +26,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = {
-    "paper": "the default world",
+    "paper": "the default base",
     "corner": "a base that shows nothing of the skill",
     "strong": "a base that works step by step in four of five answers",
 }
-RIVAL = "sft_rl"  # whom all must meet (arXiv 2604.23747)
+ASKED = ("sft_rl", "luffy", "on_policy")  # first whom all must meet (arXiv 2604.23747)
 COMMAND = "python -m paper_figures.make_runs"
+SHARED = ("steps", "difficulties", "num_traces", "trace_errors", "verbosity")  # settings of all runs of a world
 CAPTION = (
-    "Arena. Top: accuracy in distribution (%) of every method, mean and 95% interval over seeds (one standard "
-    "deviation for all methods of a world); open: at equal cost, when as much is spent as by the cheapest method with "
-    "rollouts. Bottom: accuracy over operations per parameter, means over seeds. Methods of a world share base models, "
-    "problems, steps and rows of a group."
+    "Arena. Top: accuracy in distribution (%) of every method with its 95% interval, over base models in equal parts "
+    "(one standard deviation for all methods of a world; one that varies more keeps its own); open: at equal cost, "
+    "when as much is spent as by the cheapest method with rollouts. Bottom: accuracy over operations per parameter, "
+    "means over seeds. Methods of a world share base models, problems, steps and rows of a group."
 )
 
 
 def scores(runs: Runs) -> dict[str, pd.DataFrame]:
-    """The runs of each world that has some of its own, as luffy.study.arena.scores has them."""
+    """The runs of each world, as luffy.study.arena.scores has them. A world without newer methods, or without runs of
+    LUFFY and its rivals with the same base and settings, is left out."""
     found, on_bases = {}, runs.on_bases()
     for world, preset in arena.WORLDS.items():
         own = runs.runs[runs.runs["set"] == preset]
-        if own.empty:
+        rivals = on_bases.get(recipe(own["model"].iloc[0])) if len(own) else None
+        if rivals is None:
             continue
-        rivals = on_bases.get(recipe(own["model"].iloc[0]), own.iloc[:0])
-        table = pd.concat([rivals[rivals["method"].isin(arena.RIVALS)], own], ignore_index=True)
-        found[world] = arena.with_cost(table, _curves(runs, table))
+        alike = (rivals[list(SHARED)] == own[list(SHARED)].iloc[0]).all(axis=1)
+        rivals = rivals[alike & rivals["method"].isin(arena.RIVALS)]
+        if set(rivals["method"]) == set(arena.RIVALS):
+            table = pd.concat([rivals, own], ignore_index=True)
+            found[world] = arena.with_cost(table, _curves(runs, table))
     return found
 
 
@@ -101,34 +107,36 @@ def _standings(axis: Axes, table: pd.DataFrame) -> None:
     axis.set_yticks(range(len(ranked)), [METHODS[method].label for method in ranked["method"]])
 
 
-def agreement(runs: Runs) -> pd.DataFrame:
+def agreement(worlds: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """How far each paper's order of methods is that of the default world: columns paper, benchmarks, claimed (the
-    methods with their numbers, in the claimed order), methods, tau, low, high (luffy.study.arena.agreement).
+    methods with their numbers, in the claimed order), methods, tau, low, high (luffy.study.arena.agreement), source.
 
-    Each paper's numbers are of one grader; numbers of different papers are not compared."""
+    A paper's numbers are of its own runs, by one grader; numbers of different papers are not compared.
+    """
     claimed = pd.read_csv(PUBLISHED / "arena.csv")
-    worlds = scores(runs)
     rows = []
-    for paper, part in claimed.groupby("paper", sort=False):
+    for paper, part in claimed[claimed["own"] == "yes"].groupby("paper", sort=False):
         ordered = part.sort_values("accuracy", ascending=False)
         numbers = dict(zip(ordered["method"], ordered["accuracy"], strict=True))
         said = ", ".join(f"{METHODS[method].label} {value:.1f}" for method, value in numbers.items())
-        found = arena.agreement(worlds["paper"], numbers) if "paper" in worlds else {}
-        rows.append({"paper": paper, "benchmarks": part["benchmarks"].iloc[0], "claimed": said, **found})
+        found = arena.agreement(worlds["paper"], numbers)
+        facts = {"paper": paper, "benchmarks": part["benchmarks"].iloc[0], "claimed": said}
+        rows.append({**facts, **found, "source": "; ".join(dict.fromkeys(part["source"]))})
     return pd.DataFrame(rows)
 
 
-def conclusions(runs: Runs) -> list[str]:
-    """A sentence per world and rival (LUFFY, on-policy RL, SFT then RL), from the verdicts."""
+def conclusions(worlds: Mapping[str, pd.DataFrame]) -> list[str]:
+    """A sentence per world and rival (SFT then RL, LUFFY, on-policy RL): which newer methods are ahead of it."""
     said = []
-    for world, table in scores(runs).items():
-        for rival in [rival for rival in (RIVAL, "luffy", "on_policy") if rival in set(table["method"])]:
-            found = arena.against(table, rival, bound=BOUNDS["points"])
+    for world, table in worlds.items():
+        for rival in ASKED:
+            found = arena.against(table, rival, BOUNDS["points"])
             parts = [
                 f"{verdict}: {', '.join(METHODS[method].label for method in rows['method'])}"
                 for verdict in ("ahead", "behind", "no effect")
                 if len(rows := found[found["verdict"] == verdict])
             ]
-            parts.append(f"undecided: {(found['verdict'] == 'undecided').sum()} of {len(found)} methods")
-            said.append(f"In {TITLES[world]}, against {METHODS[rival].label}: {'; '.join(parts)}.")
+            if undecided := int((found["verdict"] == "undecided").sum()):
+                parts.append(f"undecided: {undecided} of {len(found)} methods")
+            said.append(f"With {TITLES[world]}, against {METHODS[rival].label}: {'; '.join(parts)}.")
     return said

@@ -1,10 +1,9 @@
-"""The pilots by which the default world and its hyper-parameters were fixed, before any published seed was run.
+"""The pilots by which the default world and its hyper-parameters were fixed, and those of the arena.
 
 `python -m paper_figures.pilots` measures base models of several recipes (premise.csv), also behind beginnings of traces
 (prefixes.csv), trains the presets pilot_stability, tuning and arena_tuning (stability.csv, tuning.csv,
-arena_tuning.csv), and writes the tables into paper_figures/pilots; or those that are named, as in
-`python -m paper_figures.pilots arena_tuning`. PILOTS.md there says what followed from them. It can be stopped and
-started again.
+arena_tuning.csv), and writes the tables into paper_figures/pilots; or those of `--tables`. PILOTS.md there says what
+followed from them. It can be stopped and started again.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from luffy import experiments, presets, results
+from luffy.config import WorldOptions
 from luffy.study import premise
 from luffy.study.experiments import Job
 
@@ -54,6 +54,14 @@ def trials(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def added(path: Path, new: pd.DataFrame) -> pd.DataFrame:
+    """The trials that a file holds, and new ones, which take the place of those that they repeat: the run directories
+    of the others may be on another machine."""
+    if not path.is_file() or new.empty:
+        return pd.read_csv(path) if path.is_file() else new
+    return pd.concat([pd.read_csv(path), new]).drop_duplicates(["changed", "method", "seed"], keep="last")
+
+
 def falls(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How unsteady a run was, from its metrics; of its last stage."""
     last = [row for row in rows if row["stage"] == rows[-1]["stage"] and "time/step" in row]
@@ -79,31 +87,33 @@ def measured(name: str) -> list[dict[str, Any]]:
             for row in premise.measure(model, DIFFICULTIES, temperature=temperature)
         ]
     asked: dict[str, Any] = dict(problems=50, samples=8, temperature=premise.TEMPERATURES[0], think_format=True)
+    asked["verbosity"] = WorldOptions.verbosity
     return [row for model in IN_ARENA for row in premise.by_prefix(model, DIFFICULTIES, **asked)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", choices=[*MEASURED, *SETS], help="default: all")
+    every = (*MEASURED, *SETS)
+    parser.add_argument("--tables", nargs="+", choices=every, default=every)
     parser.add_argument("--work", type=Path, default=Path("runs/pilots"), help="where the runs live")
     parser.add_argument("--parallel", type=int, help="runs at once; one per core or GPU unless said otherwise")
     parser.add_argument("--collect-only", action="store_true", help="train nothing: write down what is there")
     known = parser.parse_args(arguments)
     FOLDER.mkdir(exist_ok=True)
-    wanted = known.tables or [*MEASURED, *SETS]
     if not known.collect_only:
-        for name in (name for name in MEASURED if name in wanted):
+        for name in (name for name in MEASURED if name in known.tables):
             pd.DataFrame(measured(name)).to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.4f")
     jobs = {
         name: experiments.preset_jobs(presets.load_preset(preset), known.work / preset)
         for name, preset in SETS.items()
-        if name in wanted
+        if name in known.tables
     }
     if not known.collect_only:
         make_runs.train([job for found in jobs.values() for job in found], known.parallel)
     for name, found in jobs.items():
-        trials(found).to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.4g")
+        if len(table := added(FOLDER / f"{name}.csv", trials(found))):
+            table.to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.4g")
 
 
 if __name__ == "__main__":

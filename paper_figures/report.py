@@ -134,7 +134,7 @@ def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str
             "At equal cost, accuracy in distribution (millions of operations per parameter):\n\n" + _cost(runs),
         ]
     if worlds := arena_of.scores(runs):
-        parts += [f"## The arena\n\n{_arena(runs, worlds)}"]
+        parts += [f"## The arena\n\n{_arena(worlds)}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -147,21 +147,24 @@ def _cost(runs: Runs) -> str:
     return table.assign(operations=(table["operations"] / 1e6).round(1)).round(1).to_markdown(index=False)
 
 
-def _arena(runs: Runs, worlds: Mapping[str, pd.DataFrame]) -> str:
+def _arena(worlds: Mapping[str, pd.DataFrame]) -> str:
     parts = [
-        "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)). Ranks have their 95% range; "
-        "`best` is the chance to be the best, `equal` the accuracy in distribution at equal cost. Verdicts: p < 0.05 "
-        "after Holm's correction within a sentence; no effect: within 2 points by two one-sided tests.",
+        "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)), and beside them the rivals of "
+        "their worlds. Means are over base models in equal parts. Ranks have their 95% range; `best` is the chance to "
+        "be the best, `equal` the accuracy in distribution at equal cost. Demonstrations of older runs were not "
+        "counted (–). Verdicts: p < 0.05 after Holm's correction within a sentence; no effect: within "
+        f"{claims.BOUNDS['points']:g} points by two one-sided tests.",
         "![Accuracy of every method with intervals, and over operations](baselines/arena.png)",
-        "\n".join(f"- {line}" for line in arena_of.conclusions(runs)),
+        "\n".join(f"- {line}" for line in arena_of.conclusions(worlds)),
     ]
     for world, table in worlds.items():
         parts.append(f"**{arena_of.TITLES[world].capitalize()}**\n\n{arena.table(table).to_markdown()}")
-    parts.append(
-        "What papers claim on their benchmarks, each by one grader, and how far our order in the default world agrees "
-        "(Kendall's tau, 95% interval over our means' errors):\n\n"
-        + arena_of.agreement(runs).round(2).to_markdown(index=False)
-    )
+    if "paper" in worlds:
+        parts.append(
+            "What papers claim of their own runs on their benchmarks, and how far our order in the default world "
+            "agrees (Kendall's tau, with three methods or more, and its 95% interval over our means' errors):\n\n"
+            + arena_of.agreement(worlds).round(2).to_markdown(index=False)
+        )
     return "\n\n".join(parts)
 
 

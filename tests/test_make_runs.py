@@ -118,3 +118,14 @@ def test_falls_by_hand():
     found = pilots.falls(rows)
     assert found["fall of reward"] == pytest.approx(30) and found["fall of validation"] == pytest.approx(10)
     assert found["grad_norm max"] == 39 and found["grad_norm median"] == 19.5 and found["entropy"] == 1
+
+
+def test_trials_are_added_to_what_the_files_hold(tmp_path, monkeypatch):
+    """All tables by the bare command, on a machine without the run directories."""
+    monkeypatch.setattr(pilots, "FOLDER", tmp_path)
+    known = pd.DataFrame({"changed": ["a", "b"], "method": "luffy", "seed": 101, "id": [40.5, 41.5]})
+    known.to_csv(tmp_path / "tuning.csv", index=False)
+    pilots.main(["--collect-only", "--work", str(tmp_path / "none")])
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "tuning.csv"), known)
+    new = pd.DataFrame({"changed": ["b", "c"], "method": "luffy", "seed": 101, "id": [50.0, 51.0]})
+    assert pilots.added(tmp_path / "tuning.csv", new)["id"].tolist() == [40.5, 50.0, 51.0]

@@ -1,13 +1,15 @@
 """The map, the arena and the cost of accuracies, on hand-made runs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from luffy import make_config
+from luffy import METHODS, make_config
+from luffy.evaluation.paper_numbers import PUBLISHED
 from luffy.study import arena, cost
 from paper_figures import arena as standings
 from paper_figures import claims, runs
@@ -121,15 +123,18 @@ def test_at_equal_cost_by_hand():
 
 # --- the arena --------------------------------------------------------------------------------------------------------
 
-OWN = "tiny:own_share=0.4"
+OWN, STRONG = "tiny:own_share=0.4", "tiny:own_share=0.8"
+RIVALS = {"luffy": 0.5, "sft_rl": 0.6, "on_policy": 0.4, "sft": 0.3}
 ARENA = made(
     [
         (s, model, method, seed, level + delta)
         for s, model, levels in (
-            ("full", OWN, {"luffy": 0.5, "sft_rl": 0.6, "mixed": 0.9}),
-            ("map", "tiny:own_share=0.8", {"luffy": 0.3, "sft_rl": 0.5}),
+            ("full", OWN, {**RIVALS, "mixed": 0.9}),
+            ("map", STRONG, {**RIVALS, "luffy": 0.7}),
+            ("map", "tiny:own_share=0", {"luffy": 0.1}),  # the others are missing
             ("arena", OWN, {"hpt": 0.7, "srft": 0.505}),
-            ("arena_strong", "tiny:own_share=0.8", {"hpt": 0.4}),
+            ("arena_strong", STRONG, {"hpt": 0.4}),
+            ("arena_corner", "tiny:own_share=0", {"hpt": 0.4}),
         )
         for method, level in levels.items()
         for seed, delta in enumerate((-0.01, 0.01))
@@ -137,53 +142,84 @@ ARENA = made(
     [
         {"run": run, "stage": 0, "step": step, "eval/id": 0.1 * (step + 1), "total/generated_tokens": 100.0 * step,
          "total/trained_tokens": 50.0 * step}
-        for run in range(16) for step in (0, 1, 2)
+        for run in range(28) for step in (0, 1, 2)
     ],
 )  # fmt: skip
 
 
 def test_who_meets_in_a_world():
-    """The world's own runs, and LUFFY and its rivals on the same base; "mixed" is none of them."""
+    """The world's own runs, and LUFFY and its rivals on the same base; "mixed" is none of them, and in the corner
+    rivals are missing."""
     worlds = standings.scores(ARENA)
     assert {world: sorted(set(table["method"])) for world, table in worlds.items()} == {
-        "paper": ["hpt", "luffy", "sft_rl", "srft"], "strong": ["hpt", "luffy", "sft_rl"],
-    }  # fmt: skip
-    assert set(worlds["strong"]["model"]) == {"tiny:own_share=0.8"}
+        "paper": ["hpt", "luffy", "on_policy", "sft", "sft_rl", "srft"],
+        "strong": ["hpt", "luffy", "on_policy", "sft", "sft_rl"],
+    }
+    assert set(worlds["strong"]["model"]) == {STRONG}
     table = standings.data(ARENA)
     first = table[(table["world"] == "paper") & (table["score"] == "id")]
-    assert first["method"].tolist() == ["hpt", "sft_rl", "srft", "luffy"] and first["rank"].tolist() == [1, 2, 3, 4]
-    # two seeds a point from their mean: a deviation of sqrt(2) points over eight runs in four cells
-    assert first["half"].tolist() == pytest.approx([2.776445 * math.sqrt(2) / math.sqrt(2)] * 4, rel=1e-5)
+    assert first["method"].tolist() == ["hpt", "sft_rl", "srft", "luffy", "on_policy", "sft"]
+    assert first["rank"].tolist() == [1, 2, 3, 4, 5, 6]
+    # two seeds a point from their mean: a deviation of sqrt(2) points over twelve runs in six cells; t(0.975, 6)
+    assert first["half"].tolist() == pytest.approx([2.446912 * math.sqrt(2) / math.sqrt(2)] * 6, rel=1e-5)
     curve = table[(table["world"] == "paper") & (table["score"] == "curve") & (table["method"] == "hpt")]
     assert curve["spent"].max() == 2 * 200 + 6 * 100 and curve["mean"].max() == pytest.approx(30)
     equal = table[(table["world"] == "paper") & (table["score"] == "equal")]
-    assert equal["mean"].tolist() == pytest.approx([30] * 4)  # all spend the same: the mean of what comes late
+    assert equal["mean"].tolist() == pytest.approx([30] * 6)  # all spend the same: the mean of what comes late
     figure = standings.draw(table)
     names = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes[:2]]
-    assert names == [["LUFFY", "SRFT", "SFT+RL", "HPT"], ["LUFFY", "HPT", "SFT+RL"]]
+    assert names[0] == ["SFT", "On-Policy RL", "LUFFY", "SRFT", "SFT+RL", "HPT"] and names[1][-1] == "LUFFY"
+
+
+def test_other_settings_do_not_meet():
+    changed = ARENA.runs.copy()
+    changed.loc[changed["set"] == "full", "steps"] = 7
+    assert set(standings.scores(replace(ARENA, runs=changed))) == {"strong"}
 
 
 def test_verdicts_of_the_arena():
-    """In the default world the error of a difference is sqrt(2) points, with 4 degrees of freedom."""
-    found = arena.against(standings.scores(ARENA)["paper"], "luffy").set_index("method")
-    assert found["lead"].to_dict() == pytest.approx({"sft_rl": 10, "hpt": 20, "srft": 0.5})
-    half = 2.776445 * math.sqrt(2)
+    """In the default world the error of a difference is sqrt(2) points, with 6 degrees of freedom."""
+    worlds = standings.scores(ARENA)
+    found = arena.against(worlds["paper"], "luffy", 2.0).set_index("method")
+    assert found["lead"].to_dict() == pytest.approx({"hpt": 20, "srft": 0.5})
+    half = 2.446912 * math.sqrt(2)
     assert found.loc["hpt", "high"] - found.loc["hpt", "lead"] == pytest.approx(half, rel=1e-5)
-    assert found.loc["hpt", "p"] == pytest.approx(3 * 2 * stats.t.sf(20 / math.sqrt(2), 4))  # Holm: the least of three
-    assert found["verdict"].to_dict() == {"sft_rl": "ahead", "hpt": "ahead", "srft": "undecided"}
-    assert standings.conclusions(ARENA)[1] == (
-        "In the default world, against LUFFY: ahead: SFT+RL, HPT; undecided: 1 of 3 methods."
-    )
+    assert found.loc["hpt", "p"] == pytest.approx(2 * 2 * stats.t.sf(20 / math.sqrt(2), 6))  # Holm: the less of two
+    assert found["verdict"].to_dict() == {"hpt": "ahead", "srft": "undecided"}
+    said = standings.conclusions(worlds)
+    assert said[:2] == [
+        "With the default base, against SFT+RL: ahead: HPT; behind: SRFT.",
+        "With the default base, against LUFFY: ahead: HPT; undecided: 1 of 2 methods.",
+    ]
 
 
 def test_agreement_with_what_papers_claim():
     """Three methods in common: of three pairs two in our order, one reversed: tau = (2 - 1) / 3."""
-    scores = standings.scores(ARENA)["paper"]  # hpt 70, sft_rl 60, srft 50.5, luffy 50
+    worlds = standings.scores(ARENA)
+    scores = worlds["paper"]  # hpt 70, sft_rl 60, srft 50.5, luffy 50
     found = arena.agreement(scores, {"sft_rl": 57.0, "hpt": 52.7, "luffy": 46.3, "relift": 48.8})
     assert found["methods"] == 3 and found["tau"] == pytest.approx(1 / 3)
     assert found["low"] == found["high"] == pytest.approx(1 / 3)  # ten points apart with an error of one
-    close = arena.agreement(scores, {"srft": 59.1, "luffy": 55.5})  # half a point apart
-    assert (close["tau"], close["low"], close["high"]) == (1, -1, 1)
-    assert math.isnan(arena.agreement(scores, {"relift": 48.8, "hpt": 52.7})["tau"])
-    table = standings.agreement(ARENA).set_index("paper")
-    assert table.loc["HPT", "methods"] == 4 and table.loc["HPT", "claimed"].startswith("HPT 52.7, LUFFY 49.8")
+    close = arena.agreement(scores, {"hpt": 60, "srft": 59.1, "luffy": 55.5})  # two of them half a point apart
+    assert (close["tau"], close["low"], close["high"]) == pytest.approx((1, 1 / 3, 1))
+    pair = arena.agreement(scores, {"sft_rl": 48.8, "hpt": 52.7})
+    assert pair["methods"] == 2 and math.isnan(pair["tau"])
+    table = standings.agreement(worlds).set_index("paper")
+    assert table.loc["HPT", "methods"] == 6 and table.loc["HPT", "claimed"].startswith("HPT 52.7, LUFFY 49.8")
+    assert "LUFFY" not in table.loc["TRAPO", "claimed"]  # copied from its paper
+
+
+def test_claimed_numbers_agree_with_the_other_tables():
+    """Numbers that stand in the paper's own table, or among the re-runs, are the same there."""
+    labels = {method.label: name for name, method in METHODS.items()}
+    claimed = pd.read_csv(PUBLISHED / "arena.csv").set_index(["paper", "method"])["accuracy"]
+    own, reruns = pd.read_csv(PUBLISHED / "table1.csv"), pd.read_csv(PUBLISHED / "reruns.csv")
+    own = own[(own["benchmark"] == "id") & (own["version"] == "v5")].assign(paper="LUFFY")
+    reruns = reruns[reruns["benchmark"] == "id"].assign(paper=reruns["who"].str.replace(", LUFFY's copied", ""))
+    compared = 0
+    for row in pd.concat([own, reruns]).to_dict("records"):
+        key = row["paper"], labels.get(row["model"], "")
+        if key in claimed.index:
+            compared += 1
+            assert claimed[key] == row["accuracy"], key
+    assert compared == 20

@@ -1,4 +1,5 @@
-"""torch's launcher for ranks that are all on one machine: `python -m luffy.sampling.launcher`, with torchrun's flags.
+"""torch's launcher for ranks that are all on one machine: `python -m luffy.sampling.launcher`, with torchrun's flags
+of processes and restarts.
 
 The ranks meet at a store of the launcher's. With `torchrun --standalone` this store listens on all interfaces, and
 torch has no setting for it. So the store here is given a socket that listens on loopback alone.
@@ -7,6 +8,7 @@ torch has no setting for it. So the store here is given a socket that listens on
 from __future__ import annotations
 
 import socket
+import sys
 from datetime import timedelta
 
 from torch.distributed import TCPStore
@@ -45,4 +47,5 @@ class Loopback(StaticTCPRendezvous):
 
 if __name__ == "__main__":
     rendezvous_handler_registry.register(BACKEND, Loopback)
-    main()
+    # without an endpoint, which is not used, torch warns that the address it would have by itself is not used
+    main([f"--rdzv-backend={BACKEND}", f"--rdzv-endpoint={ADDRESS}", *sys.argv[1:]])

@@ -175,28 +175,28 @@ def with_spent(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.DataFrame:
-    """A row per method, the best first: label, seeds, mean and half-width of the 95% interval (percent; one standard
-    deviation for all methods, a method that varies more keeps its own), rank with its 95% range, and `best`, the
-    chance to be the best, over draws of the means' errors; NaN while no method has several seeds.
+    """A row per method, the best first: label, seeds, mean and half-width of the 95% interval (percent; over base
+    models in equal parts, inference.blocked_means), rank with its 95% range, and `best`, the chance to be the best,
+    over draws of the means' errors; NaN while no method has several seeds.
 
-    scores: of one world.
+    scores: of one world, with a column model, the base.
     """
     import pandas as pd
 
-    means, df = _means(scores, column)
-    values, errors = means["mean"].to_numpy(), means["error"].to_numpy()
-    ranks = (-_drawn(means, seed)).argsort(axis=1).argsort(axis=1) + 1.0
-    if not df:  # with a seed each nothing is known of errors
+    means = inference.blocked_means(scores, column)
+    values = means.values
+    ranks = (-means.draws(DRAWS, seed)).argsort(axis=1).argsort(axis=1) + 1.0
+    if means.df <= 0:  # with a seed each nothing is known of errors
         ranks[:] = np.nan
-    half = inference.Effect(0.0, 1.0, df, 2).half
+    half = inference.Effect(0.0, 1.0, means.df, 2).half
     low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest")
     table = pd.DataFrame(
         {
-            "method": means["method"],
-            "label": [METHODS[method].label for method in means["method"]],
-            "seeds": means["size"],
+            "method": means.names,
+            "label": [METHODS[method].label for method in means.names],
+            "seeds": means.sizes,
             column: 100 * values,
-            "half": 100 * half * errors,
+            "half": 100 * half * means.errors,
             "rank": (-values).argsort().argsort() + 1,
             "rank low": low,
             "rank high": high,
@@ -206,52 +206,39 @@ def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.Dat
     return table.sort_values(column, ascending=False, ignore_index=True)
 
 
-def _means(scores: pd.DataFrame, column: str) -> tuple[pd.DataFrame, int]:
-    """Every method's mean, its standard error and number of seeds (columns method, mean, error, size), and the degrees
-    of freedom of the pooled deviation."""
-    means, deviation, df = inference.pooled(scores, column, ["method"])
-    own = scores.groupby("method")[column].std(ddof=1)
-    spread = np.fmax(deviation, own[means["method"]].to_numpy())  # (NaN where only one of them is known)
-    return means.assign(error=spread / np.sqrt(means["size"].to_numpy())), df
-
-
-def _drawn(means: pd.DataFrame, seed: int) -> np.ndarray:
-    """Means drawn from their errors, (DRAWS, methods)."""
-    normal = np.random.default_rng(seed).standard_normal((DRAWS, len(means)))
-    return means["mean"].to_numpy() + means["error"].to_numpy() * normal
-
-
 def agreement(
     scores: pd.DataFrame, claimed: Mapping[str, float], column: str = "id", seed: int = 0
 ) -> dict[str, float]:
-    """How far the order of methods is that of claimed accuracies: Kendall's tau (1: the same order, -1: the reverse)
-    over the methods that both have, their number, and the 95% interval that comes of our means' errors. The claims
-    count as exact. NaN with fewer than two methods."""
-    from scipy.stats import kendalltau
-
-    both = [method for method in claimed if method in set(scores["method"])]
+    """How far the order of methods is that of claimed accuracies: Kendall's tau (of all pairs the share in the claimed
+    order, less that in the other) over the methods that both have, their number, and the 95% interval that comes of
+    our means' errors. The claims count as exact. NaN with fewer than three methods."""
+    means = inference.blocked_means(scores, column)
+    both = [i for i, method in enumerate(means.names) if method in claimed]
     found = {"methods": float(len(both)), "tau": np.nan, "low": np.nan, "high": np.nan}
-    if len(both) < 2:
+    if len(both) < 3:
         return found
-    means, df = _means(scores[scores["method"].isin(both)], column)
-    theirs = [claimed[method] for method in means["method"]]
-    found["tau"] = float(kendalltau(theirs, means["mean"]).statistic)
-    if df:
-        taus = [kendalltau(theirs, ours).statistic for ours in _drawn(means, seed)[:1000]]
-        found["low"], found["high"] = np.quantile(taus, [0.025, 0.975], method="nearest")
+    first, second = np.triu_indices(len(both), 1)
+    theirs = np.array([claimed[means.names[i]] for i in both])
+    order = np.sign(theirs[first] - theirs[second])
+
+    def tau(values: np.ndarray) -> np.ndarray:
+        return (np.sign(values[..., first] - values[..., second]) * order).mean(axis=-1)
+
+    found["tau"] = float(tau(means.values[both]))
+    if means.df > 0:
+        drawn = tau(means.draws(DRAWS, seed)[:, both])
+        found["low"], found["high"] = np.quantile(drawn, [0.025, 0.975], method="nearest")
     return found
 
 
-def against(scores: pd.DataFrame, rival: str, column: str = "id", bound: float = 2.0) -> pd.DataFrame:
-    """How far each method is ahead of a rival: columns method, lead, low, high (points), p (Holm over the methods),
-    verdict ("ahead", "behind", "no effect" within +-bound points, "undecided"). One deviation for all methods."""
+def against(scores: pd.DataFrame, rival: str, bound: float, column: str = "id") -> pd.DataFrame:
+    """How far each method but RIVALS is ahead of one of these: columns method, lead, low, high (points), p (Holm over
+    the methods), verdict ("ahead", "behind", "no effect" within +-bound points, "undecided")."""
     import pandas as pd
 
-    values = scores.assign(value=100 * scores[column]).dropna(subset=["value"])
-    _, deviation, df = inference.pooled(values, "value", ["method"])
-    cells = {str(method): rows["value"].tolist() for method, rows in values.groupby("method")}
-    others = [method for method in METHODS if method in cells and method != rival]
-    effects = [inference.pooled_difference(cells[method], cells[rival], deviation, df) for method in others]
+    means = inference.blocked_means(scores.assign(value=100 * scores[column]), "value")
+    others = [method for method in METHODS if method in means.names and method not in RIVALS]
+    effects = [means.difference(method, rival) for method in others]
     names = {"reproduced": "ahead", "contradicted": "behind"}
     rows = []
     for method, effect, p in zip(others, effects, inference.holm([effect.p for effect in effects]), strict=True):

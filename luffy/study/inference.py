@@ -165,6 +165,62 @@ def pooled_difference(first: Sequence[float], second: Sequence[float], deviation
     return Effect(float(cells[0].mean() - cells[1].mean()), math.sqrt(sum(variances)), df, min(map(len, cells)))
 
 
+@dataclass(frozen=True)
+class Means:
+    """Means of several cells with the covariance of their errors, (cells, cells), its degrees of freedom, and the
+    number of seeds of each."""
+
+    names: list[str]
+    values: np.ndarray
+    covariance: np.ndarray
+    df: int
+    sizes: list[int]
+
+    @property
+    def errors(self) -> np.ndarray:
+        """The standard error of each, NaN where nothing is known of the spread."""
+        return np.sqrt(np.diag(self.covariance))
+
+    def difference(self, first: str, second: str) -> Effect:
+        i, j = self.names.index(first), self.names.index(second)
+        variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
+        value = float(self.values[i] - self.values[j])
+        return Effect(value, math.sqrt(variance), self.df, min(self.sizes[i], self.sizes[j]))
+
+    def draws(self, count: int, seed: int = 0) -> np.ndarray:
+        """The means drawn from their errors by Student's t, (count, cells); NaN where these are not known."""
+        if self.df <= 0:
+            return np.full((count, len(self.names)), np.nan)
+        rng = np.random.default_rng(seed)
+        normal = rng.multivariate_normal(np.zeros(len(self.names)), self.covariance, count)
+        return self.values + normal * np.sqrt(self.df / rng.chisquare(self.df, count))[:, None]
+
+
+def blocked_means(table: pd.DataFrame, column: str, cell: str = "method", block: str = "model") -> Means:
+    """The mean of a column in every cell, over blocks in equal parts (least squares of cell and block, without their
+    interaction), with one standard deviation for all cells; a cell whose residuals vary more keeps its own.
+
+    Cells need not have the blocks in equal numbers: what a base model adds to the runs of all methods moves no mean.
+    """
+    data = table.dropna(subset=[column])
+    names, blocks = sorted(set(data[cell])), sorted(set(data[block]))
+    cells = (data[cell].to_numpy()[:, None] == np.array(names)).astype(float)
+    at = (data[block].to_numpy()[:, None] == np.array(blocks)).astype(float)
+    design = np.hstack([cells, at[:, 1:] - at[:, :1]])  # effects of blocks sum to 0
+    inverse = np.linalg.pinv(design.T @ design)
+    values = data[column].to_numpy(float)
+    fitted = inverse @ design.T @ values
+    residuals = values - design @ fitted
+    df = len(data) - int(np.linalg.matrix_rank(design)) if len(data) else 0
+    sizes = [int(count) for count in cells.sum(axis=0)]
+    deviation = math.sqrt(float((residuals**2).sum()) / df) if df > 0 else math.nan
+    squares = (cells * (residuals**2)[:, None]).sum(axis=0)
+    own = np.sqrt(squares / np.maximum(1, np.array(sizes) - 1))
+    spread = np.maximum(own, deviation)
+    covariance = spread[:, None] * inverse[: len(names), : len(names)] * spread
+    return Means(names, fitted[: len(names)], covariance, df, sizes)
+
+
 def components(table: pd.DataFrame, column: str) -> dict[str, float]:
     """Standard deviations of a column of runs, told apart by a mixed model with the method as a fixed effect and the
     base model as a random one: "base", and "seed" (the rest). table: columns method, base and the column.

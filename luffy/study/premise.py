@@ -45,13 +45,15 @@ def measure(
     samples: int = 64,
     temperature: float = 1.0,
     share: float = 0.0,
+    verbosity: float = 0.0,
     **values: Any,
 ) -> list[dict[str, Any]]:
     """What a model can do on held-out problems, `problems` of each difficulty: a row per difficulty, and one of all.
 
-    pass@k; "beyond", the share of problems that no answer gets right; of the answers the share with two steps or more,
-    the share boxed, and the mean length of what the model adds. share: of the teacher's trace (of its tokens) that an
-    answer begins with. values: other fields of the configuration, such as think_format.
+    pass@k; "beyond", the share of problems that no answer gets right; the share of answers that are boxed; of what the
+    model adds to the beginning the share with two steps or more, and the mean length. share: of the teacher's trace (of
+    its tokens) that an answer begins with. verbosity: of the teacher; with another one the problems are others, too.
+    values: other fields of the configuration, such as think_format.
     """
     import torch
 
@@ -70,7 +72,9 @@ def measure(
     def answers(level: int) -> list[list[dict[str, float]]]:
         """Of each problem its answers: whether right, whether with two steps or more, whether boxed, the length."""
         window = config.data.max_completion_length
-        made = tinyworld.make_problems(tinyworld.IN_DISTRIBUTION, "eval", problems, difficulties=(level,))
+        made = tinyworld.make_problems(
+            tinyworld.IN_DISTRIBUTION, "eval", problems, difficulties=(level,), verbosity=verbosity
+        )
         tokenized, _ = tokenize_problems(made, tokenizer, max_prompt_length=64, max_completion_length=window)
         begun = [problem.traces[0].tokens[: int(share * len(problem.traces[0].tokens))] for problem in tokenized]
         texts = [completion_text(tokens, tokenizer, ends) for tokens in begun]
@@ -85,8 +89,8 @@ def measure(
             judged.add(tokenized[place].problem, tokenized[place].prompt_text, texts[place] + answer.text)
         found: dict[int, list[dict[str, float]]] = defaultdict(list)
         for (place, _, answer), score in zip(given, judged.finish(), strict=True):
-            text = texts[place] + answer.text
-            facts = {"steps": text.count("=") >= 2, "boxed": boxed(text), "length": answer.tokens}
+            whole = boxed(texts[place] + answer.text)
+            facts = {"steps": answer.text.count("=") >= 2, "boxed": whole, "length": answer.tokens}
             found[place].append({"right": score, **facts})
         return list(found.values())
 
@@ -110,15 +114,15 @@ def by_prefix(
 
 
 def plot_prefixes(worlds: Mapping[str, pd.DataFrame]) -> Figure:
-    """Accuracy, and the share of answers with two steps or more, over the share of the trace that is given: a panel for
-    each table of `by_prefix`."""
+    """Accuracy, and the share of answers that add two steps or more, over the share of the trace that is given: a panel
+    for each table of `by_prefix`."""
     from . import style
 
     figure, axes = style.grid(max(1, len(worlds)))
     for axis, (world, rows) in zip(axes, worlds.items(), strict=False):
         axis.set(title=world, xlabel="share of the trace that is given (%)", ylabel="%", ylim=(0, 100))
         axis.plot(100 * rows["share"], 100 * rows["pass@1"], marker="o", label="accuracy")
-        axis.plot(100 * rows["share"], 100 * rows["steps"], marker="s", linestyle="--", label="answers with steps")
+        axis.plot(100 * rows["share"], 100 * rows["steps"], linestyle="--", label="two steps or more are added")
     style.legend_below(figure, axes)
     return figure
 

@@ -8,7 +8,17 @@ import pytest
 from scipy import stats
 
 from luffy.study import inference
-from luffy.study.inference import Effect, components, holm, pooled, pooled_difference, seeds_needed, verdict, welch
+from luffy.study.inference import (
+    Effect,
+    blocked_means,
+    components,
+    holm,
+    pooled,
+    pooled_difference,
+    seeds_needed,
+    verdict,
+    welch,
+)
 
 
 def test_welch_by_hand():
@@ -88,3 +98,47 @@ def test_components_are_found():
     assert found["seed"] == pytest.approx(1, rel=0.15) and found["base"] == pytest.approx(5, rel=0.35)
     alone = components(pd.DataFrame(rows[:6]), "id")
     assert math.isnan(alone["base"]) and alone["seed"] > 0
+
+
+def test_bases_in_unequal_numbers_move_no_mean():
+    """Two methods five points apart on three bases that differ by 20: one with each base once, the other with the best
+    one three times. The plain means would be 1.7 points apart the other way."""
+    at = {"a": 0.0, "b": 10.0, "c": 20.0}
+    rows = [("first", base, 50 + at[base]) for base in "abc"] + [("second", base, 45 + at[base]) for base in "abccc"]
+    table = pd.DataFrame(rows, columns=["method", "model", "id"])
+    plain = table.groupby("method")["id"].mean()
+    assert plain["second"] - plain["first"] == pytest.approx(-1)
+    means = blocked_means(table, "id")
+    assert dict(zip(means.names, means.values, strict=True)) == pytest.approx({"first": 60, "second": 55})
+    assert means.sizes == [3, 5] and means.df == 8 - 2 - 2
+    assert means.errors == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_blocked_means_are_those_of_a_regression():
+    """Errors of the means and of their difference against statsmodels' least squares; one block: plain means."""
+    import statsmodels.formula.api as formulas
+
+    rng = np.random.default_rng(0)
+    rows = [(method, base) for method in "xyz" for base in "aabbc"[: 3 + ord(method) - ord("x")]]
+    table = pd.DataFrame(rows, columns=["method", "model"]).assign(id=rng.standard_normal(len(rows)))
+    fit = formulas.ols("id ~ 0 + method + C(model, Sum)", table).fit()
+    means = blocked_means(table, "id")
+    names = [f"method[{name}]" for name in means.names]
+    assert means.values == pytest.approx(fit.params[names].to_numpy()) and means.df == fit.df_resid
+    usual = fit.cov_params().loc[names, names].to_numpy()
+    ratio = means.covariance / usual  # a method that varies more keeps its own
+    assert (np.diag(ratio) > 1 - 1e-9).all() and np.diag(ratio).min() == pytest.approx(1)
+    quiet = means.names[int(np.diag(ratio).argmin())]
+    assert means.difference(quiet, quiet).se == pytest.approx(0, abs=1e-9)
+    one = blocked_means(table.assign(model="a"), "id")
+    assert one.values == pytest.approx(table.groupby("method")["id"].mean().to_numpy())
+    alone = blocked_means(table.drop_duplicates("method"), "id")  # a run each
+    assert np.isnan(alone.errors).all() and np.isnan(alone.draws(3)).all()
+
+
+def test_draws_are_student_s():
+    """Of a mean with 3 degrees of freedom, the 97.5% quantile is 3.18 errors away."""
+    table = pd.DataFrame({"method": "x", "model": "m", "id": [1.0, 2.0, 3.0, 4.0]})
+    means = blocked_means(table, "id")
+    drawn = means.draws(200_000)[:, 0]
+    assert np.quantile(drawn, 0.975) == pytest.approx(2.5 + 3.182 * means.errors[0], rel=0.02)
