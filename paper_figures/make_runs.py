@@ -39,7 +39,6 @@ STAGES = (  # sets that are made side by side, one stage after the other
 )
 SETS = tuple(name for stage in STAGES for name in stage)
 EVALUATED = ("on_policy", "sft", "luffy")
-EVALUATED_SEEDS = range(5)
 TEMPERATURES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 LENGTHS_AT = 0.6  # temperature of figures 7 and 10
 PROBLEMS, SAMPLES = 200, 8
@@ -84,7 +83,7 @@ def evaluations(made: Sequence[Job], work: Path) -> dict[tuple[str, int, float],
     window, asked = 0, set()
     for job in made:
         seed, window = job.config.seed, job.config.data.max_completion_length
-        if runs.set_of(job) != runs.MAIN_SET or seed not in EVALUATED_SEEDS:
+        if runs.set_of(job) != runs.MAIN_SET:
             continue
         sources = {job.config.method.name: str(job.run_dir)} if job.config.method.name in EVALUATED else {}
         if job.config.model not in asked:
