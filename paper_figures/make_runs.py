@@ -75,8 +75,8 @@ def bases(made: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
 
 
 def evaluations(made: Sequence[Job], work: Path) -> dict[tuple[str, int, float], Evaluation]:
-    """Final models of the main runs, and their base models, in distribution, by method, seed and temperature. What has
-    been evaluated in the work folder is only read."""
+    """Final models of the main runs, and their base models, in distribution, by method, seed (of a base model its own)
+    and temperature. What has been evaluated in the work folder is only read."""
     loaded = benchmarks.load(["chain"], limit=PROBLEMS)
     models: dict[str, Any] = {}
     keys: dict[str, tuple[str, int, float]] = {}
@@ -85,15 +85,15 @@ def evaluations(made: Sequence[Job], work: Path) -> dict[tuple[str, int, float],
         seed, window = job.config.seed, job.config.data.max_completion_length
         if runs.set_of(job) != runs.MAIN_SET:
             continue
-        sources = {job.config.method.name: str(job.run_dir)} if job.config.method.name in EVALUATED else {}
+        sources = [(job.config.method.name, seed, str(job.run_dir))] if job.config.method.name in EVALUATED else []
         if job.config.model not in asked:
-            sources[runs.BASE_MODEL] = job.config.model
+            sources.append((runs.BASE_MODEL, runs.base_seed(job.config.model, seed), job.config.model))
             asked.add(job.config.model)
-        for name, source in sources.items():
+        for name, number, source in sources:
             for temperature in TEMPERATURES:
-                label = f"{name}-seed{seed} at {temperature}"
+                label = f"{name}-seed{number} at {temperature}"
                 models[label] = {"model": source, "temperature": temperature}
-                keys[label] = name, seed, temperature
+                keys[label] = name, number, temperature
     settings = {"samples": SAMPLES, "device": "cpu", "verifier_workers": 1, "boxed_format": True}
     settings["max_completion_length"] = window
     found = evaluate_models(models, loaded, work / "evaluations", **settings) if models else {}

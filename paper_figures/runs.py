@@ -117,6 +117,12 @@ def own_share(model: str) -> float:
     return base.own_share if base else -1.0
 
 
+def base_seed(model: str, otherwise: int) -> int:
+    """The seed of an embedded base model; of another model the given number."""
+    base = _base(model)
+    return base.seed if base else otherwise
+
+
 def recipe(model: str) -> str:
     """The name of an embedded base model without its seed; another model's name as it is."""
     base = _base(model)
