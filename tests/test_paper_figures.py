@@ -16,6 +16,8 @@ from paths import ROOT
 import paper_figures
 from luffy import make_config, read_published, train
 from luffy.methods import PAPER_METHODS
+from luffy.study.experiments import preset_jobs
+from luffy.study.presets import load_preset
 from paper_figures import FIGURES, TABLES, baselines, claims, make_runs, report, runs
 from paper_figures.runs import COMMITTED, NoDataError, Runs
 
@@ -261,3 +263,14 @@ def test_beginnings_are_what_was_measured():
     for share, cells in rows:
         stated = [float(cell) for cell in cells.split("|")]
         assert stated == pytest.approx((100 * table.loc[f"tiny:own_share={share},seed=3"]).tolist(), abs=0.06)
+
+
+def test_the_arena_has_the_best_rates_of_the_trials():
+    """Of every method, on a pilot seed; no best one at an edge that was not extended."""
+    table = pd.read_csv(Path(paper_figures.__file__).parent / "pilots" / "arena_tuning.csv")
+    table[["name", "rate"]] = table["changed"].str.split("=", expand=True)
+    best = table.loc[table.groupby("method")["id"].idxmax()].set_index("method")
+    arena = {job.config.method.name: job.config.to_dict() for job in preset_jobs(load_preset("arena"), "runs")}
+    assert set(best.index) == set(arena)
+    for method, row in best.iterrows():
+        assert arena[method][row["name"]] == float(row["rate"]), method
