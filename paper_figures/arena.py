@@ -92,7 +92,7 @@ def draw(table: pd.DataFrame) -> Figure:
         _standings(above, mine)
         for method, rows in mine[mine["score"] == "curve"].groupby("method", sort=False):
             below.plot(rows["spent"] / 1e6, rows["mean"], label=METHODS[method].label, **style.look(str(method)))
-    style.legend_below(figure, axes[len(worlds) :], columns=2 * len(worlds))
+    style.legend_below(figure, axes[len(worlds) :])
     return figure
 
 

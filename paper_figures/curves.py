@@ -13,6 +13,7 @@ from .files import missing
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COMMAND = "papermill notebooks/ablation.ipynb out.ipynb -p preset full"
@@ -43,5 +44,12 @@ def draw(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             continue
         style.draw_curves(axis, rows)
         axis.set_ylim(bottom=0)
-    style.legend_below(figure, axes, columns=4 if len(axes) > 1 else 1)
+    style.legend_below(figure, axes)
     return figure
+
+
+def draw_demonstrations(axis: Axes, length: float) -> None:
+    """Their mean length, in a panel of lengths that has room for it."""
+    axis.axhline(length, color="black", linestyle=":", linewidth=1)
+    axis.text(0, length * 1.02, "demonstrations", fontsize=7, va="bottom")
+    axis.set_ylim(top=max(axis.get_ylim()[1], 1.25 * length))

@@ -31,7 +31,5 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = curves.draw(table, TITLES)
     traces = table[table["metric"] == TRACES]
     if not traces.empty:
-        length = traces["mean"].mean()
-        figure.axes[0].axhline(length, color="black", linestyle=":", linewidth=1)
-        figure.axes[0].text(0, length * 1.02, "demonstrations", fontsize=7, va="bottom")
+        curves.draw_demonstrations(figure.axes[0], traces["mean"].mean())
     return figure

@@ -55,7 +55,9 @@ def draw(table: pd.DataFrame) -> Figure:
         missing(left, "no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset full")
     else:
         style.draw_curves(left, entropy)
-        left.set(title="entropy of rollouts (nats)", xlabel="step", ylim=(0, None))
+        left.set(
+            title="entropy of rollouts (nats)", xlabel="step", ylim=(0, 1.35 * left.get_ylim()[1])
+        )  # room for the legend
         left.legend(fontsize=7)
     for axis, panel, title in ((middle, "loss", "loss weighting"), (right, "gradient", "gradient weighting")):
         rows = table[table["panel"] == panel]
@@ -67,6 +69,7 @@ def draw(table: pd.DataFrame) -> Figure:
                 dict(color="#0072B2", linestyle="--") if plain else dict(color=f"C{place}" if place > 1 else "#D55E00")
             )
             axis.plot(curve["x"], curve["y"], label=label, **look)
-        axis.set(title=title, xlabel="probability π of the token", xlim=(0, 1), ylim=(0, None))
+        top = 1.05 if panel == "loss" else 0.33  # room for the legend
+        axis.set(title=title, xlabel="probability π of the token", xlim=(0, 1), ylim=(0, top))
         axis.legend(fontsize=7, loc="lower right" if panel == "loss" else "upper right")
     return figure

@@ -31,7 +31,5 @@ def draw(table: pd.DataFrame) -> Figure:
     figure = curves.draw(table, TITLES)
     traces = table[table["metric"] == TRACES]
     if not traces.empty:
-        figure.axes[1].axhline(traces["mean"].mean(), color="black", linestyle=":", linewidth=1)
-        figure.axes[1].text(0, traces["mean"].mean() * 1.02, "demonstrations", fontsize=7, va="bottom")
-        figure.axes[1].set_ylim(top=traces["mean"].mean() * 1.25)
+        curves.draw_demonstrations(figure.axes[1], traces["mean"].mean())
     return figure

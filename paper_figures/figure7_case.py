@@ -22,7 +22,7 @@ CAPTION = (
     "paper the problem is one that LUFFY gets right and the other two get wrong: the first such of the longest "
     "problems; the panel counts those, and those at which LUFFY alone is wrong. "
     "The paper's case is a 2006-gon: SFT over 8,129 tokens without end, on-policy "
-    " RL 1,002 tokens and wrong, LUFFY 2,623 tokens and right."
+    "RL 1,002 tokens and wrong, LUFFY 2,623 tokens and right."
 )
 
 
@@ -41,8 +41,9 @@ def draw(table: pd.DataFrame) -> Figure:
         missing(axes, "no evaluations: python -m paper_figures.make_runs")
         return figure
     first = table.iloc[0]
-    heading = f"problem  {first['prompt']}    answer  {first['answer']}    ({first['chosen_of']})"
-    axes.text(0.0, 1.0, heading, transform=axes.transAxes, fontsize=9, va="top", family="monospace")
+    heading = f"problem  {first['prompt']}    answer  {first['answer']}"
+    axes.text(0.0, 1.08, heading, transform=axes.transAxes, fontsize=9, va="top", family="monospace")
+    axes.text(0.0, 0.97, f"{first['chosen_of']}.", transform=axes.transAxes, fontsize=8, va="top")
     for place, method in enumerate(m for m in SHOWN if m in set(table["method"])):
         row = table[table["method"] == method].iloc[0]
         verdict = "right" if row["right"] else "wrong"

@@ -310,7 +310,7 @@ def plot_cost(worlds: Mapping[str, pd.DataFrame]) -> Figure:
         axis.set(title=world, xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
         for method, rows in found.groupby("method", sort=False):
             axis.plot(rows["spent"] / 1e6, rows["accuracy"], label=METHODS[method].label, **style.look(method))
-    style.legend_below(figure, axes, columns=5)
+    style.legend_below(figure, axes)
     return figure
 
 
@@ -364,5 +364,5 @@ def plot_token_weights(names: Sequence[str], entropy: float = 0.5) -> Figure:
         axis.set(
             title=term, xlabel="probability of the token π", ylabel="weight of ∇ log π", yscale="log", ylim=(1e-4, 12)
         )
-    style.legend_below(figure, axes, columns=5)
+    style.legend_below(figure, axes)
     return figure

@@ -49,7 +49,7 @@ def plot_curves(data: pd.DataFrame, metrics: Sequence[str], smooth: int = 9) -> 
         style.draw_curves(axis, style.averaged(shown, metric, 1 if metric.startswith(SPARSE) else smooth))
         if metric.startswith(("reward", "eval")):
             axis.set_ylim(bottom=0)
-    style.legend_below(figure, axes, columns=5)
+    style.legend_below(figure, axes)
     return figure
 
 

@@ -77,6 +77,7 @@ RC: Any = {
 }
 PUBLISHED = dict(color="#BBBBBB", edgecolor="#666666", hatch="///", linewidth=0.5)  # bars of the paper's own numbers
 PANEL = (3.1, 2.4)  # inches
+LINE, LETTER = 0.6, 0.075  # inches that an entry of a legend takes for its line, and for a letter
 SMOOTH = 9  # steps of the centred rolling mean of curves
 
 
@@ -132,11 +133,13 @@ def draw_curves(axes: Axes, data: pd.DataFrame, **more: Any) -> None:
             axes.fill_between(rows["step"], rows["low"], rows["high"], color=style["color"], alpha=0.15, linewidth=0)
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None:
-    """One legend under the figure for all that its panels show."""
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend under the figure for all that its panels show, in as many columns as there is room for."""
     handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
+        entry = LINE + LETTER * max(map(len, handles))
+        columns = max(1, int(figure.get_figwidth() / entry))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
