@@ -55,9 +55,8 @@ def draw(table: pd.DataFrame) -> Figure:
         missing(left, "no runs: papermill notebooks/ablation.ipynb out.ipynb -p preset full")
     else:
         style.draw_curves(left, entropy)
-        left.set(
-            title="entropy of rollouts (nats)", xlabel="step", ylim=(0, 1.35 * left.get_ylim()[1])
-        )  # room for the legend
+        top = 1.35 * left.get_ylim()[1]  # room for the legend
+        left.set(title="entropy of rollouts (nats)", xlabel="step", ylim=(0, top))
         left.legend(fontsize=7)
     for axis, panel, title in ((middle, "loss", "loss weighting"), (right, "gradient", "gradient weighting")):
         rows = table[table["panel"] == panel]
