@@ -90,6 +90,10 @@ WORLD = {  # Q, fixed before the published seeds were run
     "eval_temperature": 0.6, "final_eval_problems": 200, "final_eval_samples": 8, "final_eval_temperatures": [0.1],
 }  # fmt: skip
 TEN, FIVE = list(range(10)), list(range(5))
+ARENA = {
+    **WORLD,
+    "learning_rate": 3e-4,
+}  # Q: of HPT, the first; tests/test_paper_figures.py compares all with the trials
 ABLATIONS = {  # values and seeds
     "world": (WORLD, None),
     "full": (WORLD, TEN),
@@ -105,9 +109,9 @@ ABLATIONS = {  # values and seeds
                          "max_grad_norm": 1.0, "learning_rate": 3e-4}, [101, 102]),
     "tuning": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0,
                 "learning_rate": 3e-4}, [101]),
-    "arena": (WORLD, None),
-    "arena_corner": ({**WORLD, "model": "tiny:own_share=0"}, None),
-    "arena_strong": ({**WORLD, "model": "tiny:own_share=0.8"}, None),
+    "arena": (ARENA, None),
+    "arena_corner": ({**ARENA, "model": "tiny:own_share=0"}, None),
+    "arena_strong": ({**ARENA, "model": "tiny:own_share=0.8"}, None),
     "arena_tuning": ({**WORLD, "model": "tiny:own_share=0.4,seed=3", "eval_problems": 100, "final_eval_problems": 0},
                      [101]),
 }  # fmt: skip
