@@ -140,7 +140,7 @@ def test_ones_own_runs(own, tmp_path):
     again = runs.load(tmp_path / "files")
     assert again.runs["id"].tolist() == pytest.approx(loaded.runs["id"].tolist())
     assert again.manifest == loaded.manifest
-    assert len(list(paper_figures.draw_all(again, tmp_path / "figures"))) == 4 * 3 + 13 * 4
+    assert len(list(paper_figures.draw_all(again, tmp_path / "figures"))) == 4 * 3 + 14 * 4
     table = claims.table(loaded).set_index("claim")
     assert table.loc["LUFFY is above SFT+RL in distribution", "verdict"] == "undecided"  # one seed
 
