@@ -76,6 +76,8 @@ def start_engine(options: VLLMOptions) -> LLM:
     from vllm import LLM
 
     on_cpu = options.device == "cpu"
+    if on_cpu and options.tensor_parallel_size > 1:
+        name_shared_memory()
     cache_mb = options.cache_mb or (512 if on_cpu else 0)
     more: dict[str, Any] = {"kv_cache_memory_bytes": cache_mb << 20} if cache_mb else {}
     return LLM(
@@ -94,6 +96,24 @@ def start_engine(options: VLLMOptions) -> LLM:
         disable_log_stats=True,
         **more,
     )
+
+
+def name_shared_memory() -> None:
+    """Shared memory of vLLM's CPU build has the same name for every group, so that two groups on a machine meet in it,
+    and what a killed one leaves there stops the next. Here the group's port is in the name, and the name goes as soon
+    as all members have opened it."""
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed as Shared
+
+    name, start = Shared.make_group_name, Shared._init_cpu_shm
+
+    def started(shared: Shared) -> int:
+        handle: int = start(shared)
+        with suppress(FileNotFoundError):
+            os.unlink(f"/dev/shm/{shared.group_name}_{shared.communicator.rank}")
+        return handle
+
+    Shared.make_group_name = staticmethod(lambda group: f"luffy-{os.environ['MASTER_PORT']}{name(group).strip('/')}")
+    Shared._init_cpu_shm = started
 
 
 class Worker:

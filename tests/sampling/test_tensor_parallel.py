@@ -29,6 +29,7 @@ def test_every_update_arrives_in_both_slices(tmp_path):
     updates, restarted = ast.literal_eval((tmp_path / "found").read_text())
     assert len(updates) == 4 and restarted
     assert all(same and gap < 2e-4 for same, gap in updates)
+    assert not list(Path("/dev/shm").glob("luffy-*"))  # nor of the one that was killed
 
 
 def test_training_with_sharded_weights(undisturbed, tmp_path):
