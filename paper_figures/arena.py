@@ -84,14 +84,12 @@ def draw(table: pd.DataFrame) -> Figure:
         mine = table[table["world"] == world]
         above, below = axes[place], axes[len(worlds) + place]
         above.set(title=TITLES[world], xlabel="accuracy in distribution (%)")
-        below.set(xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
+        arena.draw_cost(below, mine[mine["score"] == "curve"].rename(columns={"mean": "accuracy"}))
         if mine.empty:
             missing(above, f"no runs: {COMMAND}")
             missing(below, f"no runs: {COMMAND}")
             continue
         _standings(above, mine)
-        for method, rows in mine[mine["score"] == "curve"].groupby("method", sort=False):
-            below.plot(rows["spent"] / 1e6, rows["mean"], label=METHODS[method].label, **style.look(str(method)))
     style.legend_below(figure, axes[len(worlds) :])
     return figure
 

@@ -80,8 +80,7 @@ def data(runs: Runs) -> pd.DataFrame:
     for row, test, effect in zip(rows, tests, effects, strict=True):
         row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "se": effect.se}
         row |= {"p": adjusted[test], "seeds": effect.seeds}
-        found = inference.verdict(effect, adjusted[test], BOUNDS["points"])
-        row["verdict"] = {"reproduced": "ahead", "contradicted": "behind"}.get(found, found)
+        row["verdict"] = inference.lead(effect, adjusted[test], BOUNDS["points"])
     return pd.DataFrame(rows).reindex(columns=columns)
 
 

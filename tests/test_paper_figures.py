@@ -273,4 +273,6 @@ def test_the_arena_has_the_best_rates_of_the_trials():
     arena = {job.config.method.name: job.config.to_dict() for job in preset_jobs(load_preset("arena"), "runs")}
     assert set(best.index) == set(arena)
     for method, row in best.iterrows():
+        tried = table[table["method"] == method]["rate"].astype(float)
         assert arena[method][row["name"]] == float(row["rate"]), method
+        assert tried.min() < float(row["rate"]) < tried.max(), method

@@ -26,6 +26,7 @@ from .experiments import Job
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -239,12 +240,10 @@ def against(scores: pd.DataFrame, rival: str, bound: float, column: str = "id") 
     means = inference.blocked_means(scores.assign(value=100 * scores[column]), "value")
     others = [method for method in METHODS if method in means.names and method not in RIVALS]
     effects = [means.difference(method, rival) for method in others]
-    names = {"reproduced": "ahead", "contradicted": "behind"}
     rows = []
     for method, effect, p in zip(others, effects, inference.holm([effect.p for effect in effects]), strict=True):
-        found = inference.verdict(effect, p, bound)
         place = {"lead": effect.value, "low": effect.low, "high": effect.high, "p": p}
-        rows.append({"method": method, **place, "verdict": names.get(found, found)})
+        rows.append({"method": method, **place, "verdict": inference.lead(effect, p, bound)})
     return pd.DataFrame(rows, columns=["method", "lead", "low", "high", "p", "verdict"])
 
 
@@ -307,11 +306,17 @@ def plot_cost(worlds: Mapping[str, pd.DataFrame]) -> Figure:
     """`mean_curves` of several worlds, a panel each."""
     figure, axes = style.grid(max(1, len(worlds)))
     for axis, (world, found) in zip(axes, worlds.items(), strict=False):
-        axis.set(title=world, xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
-        for method, rows in found.groupby("method", sort=False):
-            axis.plot(rows["spent"] / 1e6, rows["accuracy"], label=METHODS[method].label, **style.look(method))
+        axis.set(title=world)
+        draw_cost(axis, found)
     style.legend_below(figure, axes)
     return figure
+
+
+def draw_cost(axis: Axes, curves: pd.DataFrame) -> None:
+    """A line per method of `mean_curves`."""
+    axis.set(xlabel="operations per parameter (millions)", ylabel="accuracy (%)", ylim=(0, 100))
+    for method, rows in curves.groupby("method", sort=False):
+        axis.plot(rows["spent"] / 1e6, rows["accuracy"], label=METHODS[str(method)].label, **style.look(str(method)))
 
 
 # --- what a demonstration counts for ----------------------------------------------------------------------------------

@@ -122,6 +122,12 @@ def verdict(effect: Effect, p: float, bound: float) -> str:
     return "no effect" if effect.within(bound) < LEVEL else "undecided"
 
 
+def lead(effect: Effect, p: float, bound: float) -> str:
+    """The verdict on who is ahead, where nothing is claimed: "ahead", "behind", "no effect" or "undecided"."""
+    found = verdict(effect, p, bound)
+    return {"reproduced": "ahead", "contradicted": "behind"}.get(found, found)
+
+
 def seeds_needed(effect: Effect, bound: float, level: float = LEVEL, power: float = 0.8, most: int = 1000) -> float:
     """Seeds at which an effect of this size and spread would be told from 0, or put within +-bound of it, whichever
     takes fewer, with that power.

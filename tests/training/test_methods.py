@@ -49,11 +49,14 @@ def test_metrics_of_a_short_run_are_the_committed_ones(method, tmp_path):
     rows = [row for row in run.metrics() if row["step"]]
     assert run.is_complete
     for row, expected in zip(rows, json.loads(COMMITTED.read_text())[method], strict=True):
-        # gaps are differences of log-probs, known to the rounding of these, which differs between processors
-        gaps = {name: value for name, value in expected.items() if name.startswith(("sampler_gap/", "old_logp_gap/"))}
+        # the gap between sampler and trainer is rounding, of which only the size is known
+        gaps = {name: value for name, value in expected.items() if name.startswith("sampler_gap/")}
         assert {name: row[name] for name in gaps} == pytest.approx(gaps, abs=1e-5), method
+        # what an update moves is a difference of log-probs near 10, each known to 1e-6 in float32
+        moved = {name: value for name, value in expected.items() if name.startswith("old_logp_gap/")}
+        assert {name: row[name] for name in moved} == pytest.approx(moved, rel=1e-4, abs=2e-6), method
         # sums of terms that cancel, such as pg_loss, are known to the rounding of the terms
-        others = {name: value for name, value in expected.items() if name not in gaps}
+        others = {name: value for name, value in expected.items() if name not in gaps.keys() | moved.keys()}
         assert {name: row[name] for name in others} == pytest.approx(others, rel=1e-4, abs=1e-7), method
     if method == "sft_rl":
         first = RunDirectory(run.path / "first_stage")
