@@ -8,8 +8,11 @@ weights to its own child.
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from torch import Tensor
 
@@ -26,6 +29,23 @@ class TensorParallelSampler:
     def __init__(self, options: VLLMOptions, group: Ranks, *, timeout_s: float) -> None:
         self.group = group
         self.sampler = VLLMSampler(options, timeout_s=timeout_s, meet=lambda: group.broadcast(free_port()))
+        self._find_children()
+
+    def _find_children(self) -> None:
+        """Descriptors of the group's children, which are one engine as long as all of them are there."""
+        assert self.sampler.child is not None
+        self.children = [os.pidfd_open(pid) for pid in self.group.gather(self.sampler.child.pid)]
+
+    @contextmanager
+    def _as_one(self) -> Iterator[None]:
+        """When a child has failed, the others wait for it, without end, and their ranks for them: all are ended."""
+        try:
+            yield
+        except SamplerError:
+            for child in self.children:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(child, signal.SIGKILL)
+            raise
 
     @property
     def leads(self) -> bool:
@@ -35,7 +55,8 @@ class TensorParallelSampler:
         """As Sampler.sample; only the leader's."""
         if requests:
             self.group.broadcast((requests, params))
-            yield from self.sampler.sample(requests, params)
+            with self._as_one():
+                yield from self.sampler.sample(requests, params)
 
     def release(self) -> None:
         """The leader has no more requests: the followers may go on."""
@@ -48,25 +69,36 @@ class TensorParallelSampler:
         while (asked := self.group.broadcast(None)) is not None:
             try:
                 if failure is None:
-                    for _ in self.sampler.sample(*asked):
-                        pass
+                    with self._as_one():
+                        for _ in self.sampler.sample(*asked):
+                            pass
             except SamplerError as error:
                 failure = error
         if failure is not None:
             raise failure
 
     def load_weights(self, weights: Iterator[tuple[str, Tensor]]) -> None:
-        self.sampler.load_weights(weights)
+        with self._as_one():
+            self.sampler.load_weights(weights)
 
     def sleep(self) -> None:
-        self.sampler.sleep()
+        with self._as_one():
+            self.sampler.sleep()
 
     def restart(self) -> None:
         """All members of the group must call it."""
+        self._forget_children()
         self.sampler.restart()
+        self._find_children()
 
     def close(self) -> None:
+        self._forget_children()
         self.sampler.close()
+
+    def _forget_children(self) -> None:
+        for child in self.children:
+            os.close(child)
+        self.children = []
 
 
 def free_port() -> int:

@@ -54,7 +54,7 @@ class Restarting:
                 result, failures = self._attempt(lambda: self._work(work, nothing))
             if not failures:
                 return result
-            message = next(iter(failures.values()))
+            message = "\n".join(dict.fromkeys(failures.values()))
             if self.restarted:
                 raise SamplerError(f"the sampler has failed a second time: {message}")
             log.warning("%s", message)

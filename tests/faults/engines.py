@@ -18,7 +18,7 @@ from helpers import children, ended, forked
 from kills import killed, timed
 from network import faults
 from outcome import Outcome
-from vllm_runs import SMALL, comparable, serving, workers
+from vllm_runs import SMALL, START_S, comparable, serving, workers
 
 from luffy import make_config, resume
 from luffy.errors import SamplerError
@@ -40,8 +40,7 @@ def vllm_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
                 killed(run, after_s=moment)
                 return
             pid = forked(lambda: _ends_clearly(run))
-            time.sleep(moment)
-            _kill(workers(pid))
+            _kill_workers(lambda: workers(pid), moment)
             assert ended(pid) == 0, "it did not end in one clear error"
 
         name = "vLLM's process" if alone else "a training with vLLM"
@@ -75,15 +74,14 @@ def slice_kills(folder: Path, count: int, seed: int = 0) -> Iterator[Outcome]:
     """One of two processes of vLLM that hold half of a model each; ranks of DeepSpeed with sharded weights."""
     values = {**SMALL, "vllm_tensor_parallel_size": 2, "engine": "deepspeed", "zero_stage": 3}
     whole, seconds = timed(make_config("luffy", **SMALL), folder / "whole")
-    for i, moment in enumerate(_moments(count, 2 * seconds, seed)):
+    for i, moment in enumerate(_moments(count, seconds, seed)):
         run = RunDirectory(folder / f"run-{i}")
         run.start(make_config("luffy", **values), {})
         command = [sys.executable, "-m", "luffy.cli", "resume", str(run.path), "--nproc", "2"]
 
         def fault(command: list[str] = command, moment: float = moment) -> None:
             training = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            time.sleep(moment)
-            _kill([worker for rank in children(training.pid) for worker in workers(rank)][:1])
+            _kill_workers(lambda: [w for rank in children(training.pid) for w in workers(rank)][:1], moment)
             training.wait()
             subprocess.run(command, check=True, capture_output=True)
 
@@ -98,8 +96,9 @@ def network(folder: Path) -> Iterator[Outcome]:
 
 
 def _moments(count: int, seconds: float, seed: int) -> list[float]:
+    """In the first four fifths of a training's seconds, so that it has not ended."""
     rng = random.Random(seed)
-    return [rng.uniform(0.0, seconds) for _ in range(count)]
+    return [rng.uniform(0.0, 0.8 * seconds) for _ in range(count)]
 
 
 def _ends_clearly(run: RunDirectory) -> None:
@@ -121,7 +120,15 @@ def _lost(fault: Callable[[], object], run: RunDirectory, whole: RunDirectory) -
     return ""
 
 
-def _kill(processes: list[int]) -> None:
-    for pid in processes:
+def _kill_workers(find: Callable[[], list[int]], moment: float) -> None:
+    """Kills the processes of vLLM that `find` finds, so many seconds after they have started."""
+    deadline = time.monotonic() + START_S
+    while not find():
+        assert time.monotonic() < deadline, "vLLM does not start"
+        time.sleep(0.1)
+    time.sleep(moment)
+    found = find()
+    assert found, "vLLM has ended before it was killed"
+    for pid in found:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -1,8 +1,11 @@
 """Two ranks with one vLLM engine, as test_tensor_parallel.py starts them: after each of three updates, greedy tokens
-and log-probs; then a member of the group is killed, and the work done again. Writes what the leader has found."""
+and log-probs; then a member of the group is killed while it generates, and the work done again. Writes what the leader
+has found."""
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -22,7 +25,7 @@ def main() -> None:
     ranks = join(make_config("luffy", engine="deepspeed", device="cpu"))
     model = load_model("tiny", device="cpu").eval()
     settings = options(TINY_MODEL, tensor_parallel_size=2, tensor_parallel_rank=ranks.rank)
-    sampler = TensorParallelSampler(settings, ranks.neighbours(2), timeout_s=60)
+    sampler = TensorParallelSampler(settings, ranks.neighbours(2), timeout_s=600)
     using = Restarting(sampler, lambda: weights(model), ranks, Clock(), together=2)
     plain = TransformersSampler(model, eos_ids=[EOS], pad_id=0)
     reqs, found = requests(), []
@@ -32,8 +35,8 @@ def main() -> None:
 
     for update in range(4):
         moved(model, update)
-        if update == 3 and ranks.rank == 1:  # the follower's child
-            sampler.sampler.child.kill()
+        if update == 3 and not ranks.first:
+            killed_when_asked(sampler)
         result = using.use(work, list)
         if ranks.first:
             greedy, drawn = result
@@ -43,6 +46,19 @@ def main() -> None:
     if ranks.first:
         Path(sys.argv[1]).write_text(repr([found, using.restarted]))
     using.close()
+
+
+def killed_when_asked(sampler):
+    """The follower's child stops as requests come, and is killed while the leader's waits for its part of them."""
+    follow = sampler.follow
+
+    def stopped():
+        child, sampler.follow = sampler.sampler.child, follow
+        child.send_signal(signal.SIGSTOP)
+        threading.Timer(2.0, child.kill).start()
+        follow()
+
+    sampler.follow = stopped
 
 
 if __name__ == "__main__":

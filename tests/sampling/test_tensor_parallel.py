@@ -21,7 +21,8 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.pa
 
 def test_every_update_arrives_in_both_slices(tmp_path):
     """Greedy tokens are those of the model in one process, log-probs those of the trainer, after each of three updates
-    and after a member of the group was killed, which starts the whole group again."""
+    and after a member of the group was killed while another waited for it, which starts the whole group again, long
+    before the ten minutes that a child may be silent."""
     done = subprocess.run(
         [*TWO, str(WORKER), str(tmp_path / "found")], capture_output=True, text=True, env=ENVIRONMENT, timeout=400
     )
