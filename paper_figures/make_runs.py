@@ -76,14 +76,15 @@ def bases(made: Sequence[Job], known: runs.Runs | None) -> pd.DataFrame:
 
 def evaluations(made: Sequence[Job], work: Path) -> dict[tuple[str, int, float], Evaluation]:
     """Final models of the main runs, and their base models, in distribution, by method, seed (of a base model its own)
-    and temperature. What has been evaluated in the work folder is only read."""
+    and temperature; of a method that has more seeds than all nine have, the first. What has been evaluated in the work
+    folder is only read."""
     loaded = benchmarks.load(["chain"], limit=PROBLEMS)
     models: dict[str, Any] = {}
     keys: dict[str, tuple[str, int, float]] = {}
     window, asked = 0, set()
     for job in made:
         seed, window = job.config.seed, job.config.data.max_completion_length
-        if runs.set_of(job) != runs.MAIN_SET:
+        if runs.set_of(job) != runs.MAIN_SET or seed not in presets.load_preset("full")["seeds"]:
             continue
         sources = [(job.config.method.name, seed, str(job.run_dir))] if job.config.method.name in EVALUATED else []
         if job.config.model not in asked:

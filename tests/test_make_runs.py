@@ -70,7 +70,7 @@ def test_files_are_added_to(work, small, tmp_path, monkeypatch):
 
 def test_seeds_go_through_the_sets(tmp_path):
     wanted = make_runs.jobs(tmp_path)
-    assert len({job.run_dir for job in wanted}) == len(wanted) == 265 + 195  # the paper's and the arena's
+    assert len({job.run_dir for job in wanted}) == len(wanted) == 265 + 76 + 195  # the paper's, those added later, and the arena's
     order = [(job.run_dir.parent.name, job.config.seed) for job in wanted]
     assert {name for name, seed in order if seed == 0} == set(make_runs.SETS)
     stages = [next(i for i, stage in enumerate(make_runs.STAGES) if name in stage) for name, _ in order]
@@ -102,7 +102,7 @@ def test_a_check_compares_distributions(again, likely, tmp_path, monkeypatch):
     found, p = make_runs.check(2, tmp_path, known, None)
     assert found[["method", "seed"]].to_numpy().tolist() == [["luffy", 0], ["sft", 1]]
     assert (p > 0.05) == likely and (p < 0.001) != likely
-    deviation = 0.03 * math.sqrt(20 / 18)  # of two methods with ten seeds
+    deviation = 0.03 * math.sqrt(34 / 32)  # of two methods with 24 and ten seeds
     assert found["in deviations"].tolist() == pytest.approx([gap / (math.sqrt(2) * deviation) for gap in again])
 
 
