@@ -67,7 +67,7 @@ def draw(table: pd.DataFrame) -> Figure:
     }
     for points, bend in bends.items():
         arrow: dict[str, Any] = dict(
-            arrowstyle="-|>", mutation_scale=10, color="#555555", connectionstyle=bend, zorder=0
+            arrowstyle="-|>", mutation_scale=10, color="#555555", connectionstyle=bend, zorder=1
         )
         axes.add_patch(FancyArrowPatch(*points, **arrow))
     axes.text(6.9, 4.42, "update of the policy", ha="center", va="center", fontsize=8.5)

@@ -20,7 +20,8 @@ SHOWN = ("sft", "on_policy", "luffy")
 CAPTION = (
     "Figure 7. One held-out problem and the first answer of three final models (seed 0, temperature 0.6). As in the "
     "paper the problem is one that LUFFY gets right and the other two get wrong: the first such of the longest "
-    "problems; the panel counts those, and those at which LUFFY alone is wrong. "
+    "problems; the panel counts those, and those at which LUFFY alone is wrong. An answer counts as right by what is "
+    "in its box: its steps need not be. "
     "The paper's case is a 2006-gon: SFT over 8,129 tokens without end, on-policy "
     "RL 1,002 tokens and wrong, LUFFY 2,623 tokens and right."
 )

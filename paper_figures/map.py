@@ -1,8 +1,6 @@
-"""The map: how far LUFFY is ahead of each rival, over what the base elicits by itself and over what the teacher adds.
+"""The map: how far LUFFY is ahead of each rival, over what the base elicits by itself and over the problems it learns.
 
-Not a figure of the paper. A point of the map is a set of runs that differ in method and seed only. Leads are
-differences of means; their intervals have one standard deviation for all cells of the map (inference.pooled), which few
-seeds a cell could not give on their own.
+Not a figure of the paper. points.py has the points and the leads.
 """
 
 from __future__ import annotations
@@ -13,148 +11,134 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from luffy.config import DEFAULT_MODEL
 from luffy.methods import METHODS
 from luffy.study import cost, inference, style
 from luffy.study.inference import Effect
 
-from .claims import BOUNDS, RIVALS
+from .claims import BOUNDS
 from .files import missing
-from .runs import MAIN_SET, NoDataError, Runs, own_share, recipe
+from .points import RIVALS, SHOWN, is_own, leads, points
+from .runs import NoDataError, Runs, recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHOWN = ("luffy", *RIVALS)
-TEACHER = {"easy": "3, 4", MAIN_SET: "3 to 7", "hard": "6, 7"}  # sets that differ in the training problems
 COLUMNS = {"id": "in distribution", "ood": "out of distribution"}
 AXES = {
-    "base": "share of the base's answers that are worked step by step",
-    "teacher": "difficulty of the training problems",
+    "base": "answers that the base works step by step (%)",
+    "teacher": "steps of the training problems",
 }
-OWN = recipe(DEFAULT_MODEL).removeprefix("tiny:own_share=")  # the world's own point on the first axis
 DRAWS = 4000
 CAPTION = (
     "Map. LUFFY's lead over each rival, in points of accuracy, with 95% intervals (one standard deviation for all "
-    "cells). Left: over how often the base works step by step by itself, before training. Right: over the training "
-    "problems, from those that the base's own steps finish (the teacher adds little) to those that they do not. Above "
-    "0 LUFFY is ahead; the band is +-2 points."
+    "cells; a cell that varies more keeps its own). Left: over how often the base works step by step by itself, before "
+    "training (at temperature 1); `tiny` is the model before the training that shows steps. Crosses at the bottom: "
+    "where a lead changes sign, with the 95% interval, pale if it does so in less than 95% of draws of the leads' "
+    "errors. Right: over the training problems, from those that the base's own steps finish (the teacher adds little) "
+    "to those that they do not; all are evaluated on problems of 3 to 7 steps, so that the last point is also one of "
+    "other problems in training than in the test. Above 0 LUFFY is ahead; the band is +-2 points."
 )
 
 
-def points(runs: Runs) -> pd.DataFrame:
-    """The runs of the map: columns axis ("base", "teacher"), point, x, place, method, seed, id, ood, base id, run. The
-    world's own point is on both axes. Raises NoDataError."""
-    frames = []
-    for place, (name, chosen) in enumerate(runs.on_bases().items()):
-        point = name.removeprefix("tiny:own_share=")
-        frames.append(chosen.assign(axis="base", point=point, x=own_share(name), place=place))
-    for place, (run_set, label) in enumerate(TEACHER.items()):
-        chosen = runs.runs[runs.runs["set"] == run_set]
-        frames.append(chosen.assign(axis="teacher", point=label, x=float(place), place=place))
-    table = pd.concat(frames, ignore_index=True)
-    table = table[table["method"].isin(SHOWN)]
-    if table[table["method"] == "luffy"].empty:
-        raise NoDataError("no runs of the map: python -m paper_figures.make_runs")
-    return table[["axis", "point", "x", "place", "method", "seed", "id", "ood", "base id", "run"]]
-
-
 def data(runs: Runs) -> pd.DataFrame:
-    """Columns axis, point, x, score ("id", "ood"), rival, lead, low, high, se (points), p (Holm, over the map),
-    verdict, seeds. Empty where there are no runs."""
-    columns = ["axis", "point", "x", "score", "rival", "lead", "low", "high", "se", "p", "verdict", "seeds"]
+    """Columns axis, point, x, measured (percent of the base's answers that are worked step by step, NaN if it was not
+    measured), score ("id", "ood"), rival, lead, low, high, se (points), p (Holm, over the points of a rival and
+    score), verdict, seeds. Empty where there are no runs."""
+    columns = ["axis", "point", "x", "measured", "score", "rival", "lead", "low", "high", "se", "p", "verdict", "seeds"]
     try:
         table = points(runs)
     except NoDataError:
         return pd.DataFrame(columns=columns)
-    rows: list[dict[str, Any]] = []
-    effects: list[Effect] = []
+    shares, rows = measured(runs), []
     for score in [score for score in COLUMNS if table[score].notna().any()]:
-        for row, effect in _leads(table, score):
+        found = leads(table, score)
+        adjusted = _holm(found)
+        for (row, effect), p in zip(found, adjusted, strict=True):
+            row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "se": effect.se}
+            row |= {"p": p, "seeds": effect.seeds, "verdict": inference.lead(effect, p, BOUNDS["points"])}
+            row["measured"] = shares.get(row["point"], np.nan) if row["axis"] == "base" else np.nan
             rows.append(row)
-            effects.append(effect)
-    tests = [_test(row) for row in rows]  # the world's own point is on both axes and is one test
-    distinct = {test: effect.p for test, effect in zip(tests, effects, strict=True)}
-    adjusted = dict(zip(distinct, inference.holm(list(distinct.values())), strict=True))
-    for row, test, effect in zip(rows, tests, effects, strict=True):
-        row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "se": effect.se}
-        row |= {"p": adjusted[test], "seeds": effect.seeds}
-        row["verdict"] = inference.lead(effect, adjusted[test], BOUNDS["points"])
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def _test(row: dict[str, Any]) -> tuple[str, ...]:
-    own = row["point"] == {"base": OWN, "teacher": TEACHER[MAIN_SET]}[row["axis"]]
-    return row["score"], row["rival"], *(("own",) if own else (row["axis"], row["point"]))
+def _holm(found: Sequence[tuple[dict[str, Any], Effect]]) -> list[float]:
+    """Adjusted p-values of leads, each within those over the same rival; the default world is one test on two axes."""
+    tests = [
+        (row["rival"], "" if is_own(row) else row["axis"], "" if is_own(row) else row["point"]) for row, _ in found
+    ]
+    distinct = {test: effect.p for test, (_, effect) in zip(tests, found, strict=True)}
+    adjusted: dict[tuple[str, ...], float] = {}
+    for rival in RIVALS:
+        family = [test for test in distinct if test[0] == rival]
+        adjusted |= dict(zip(family, inference.holm([distinct[test] for test in family]), strict=True))
+    return [adjusted[test] for test in tests]
 
 
-def _leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]]:
-    scaled = table.assign(value=100 * table[score]).dropna(subset=["value"])
-    # a cell that is on both axes counts once
-    _, deviation, df = inference.pooled(scaled.drop_duplicates("run"), "value", ["axis", "point", "method"])
-    found = []
-    for (axis, _), part in scaled.groupby(["axis", "place"], sort=True):
-        cells = {str(method): rows["value"].tolist() for method, rows in part.groupby("method")}
-        facts = {"axis": axis, "point": part["point"].iloc[0], "x": part["x"].iloc[0], "score": score}
-        for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(cells)]:
-            effect = inference.pooled_difference(cells["luffy"], cells[rival], deviation, df)
-            found.append(({**facts, "rival": rival}, effect))
-    return found
+def measured(runs: Runs) -> dict[str, float]:
+    """Percent of answers worked step by step before training, at temperature 1, by point of the base axis: over the
+    models of a recipe and all difficulties."""
+    table = runs.extras.get("bases")
+    if table is None:
+        return {}
+    warm = table[np.isclose(table["temperature"], 1.0)]
+    shares = 100 * warm.groupby(warm["model"].map(recipe))["steps"].mean()
+    return {str(name).removeprefix("tiny:own_share="): float(share) for name, share in shares.items()}
 
 
 def crossings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Where LUFFY's lead changes sign along the base axis. Columns: score, rival, share (own_share, interpolated
-    between the two points around the last change), low and high (its 95%, by drawing the leads from their errors), and
-    the share of the draws in which there is a change. Leads that never change sign have share NaN."""
+    """Where LUFFY's lead changes sign along the base axis, a row per change. Columns: score, rival, share (own_share,
+    interpolated between two points), low and high (its 95%: where drawn leads have the change that is nearest), and
+    the share of the draws in which the lead changes sign at all. Leads that never do have one row with share NaN."""
     rng = np.random.default_rng(seed)
     rows = []
     chosen = table[(table["axis"] == "base") & (table["x"] >= 0)]
     for (score, rival), part in chosen.groupby(["score", "rival"], sort=False):
         part = part.sort_values("x")
-        x, leads, errors = (part[name].to_numpy(float) for name in ("x", "lead", "se"))
-        row: dict[str, Any] = {"score": score, "rival": rival, "share": _crossing(x, leads)}
-        if not np.isnan(errors).any():
-            drawn = [_crossing(x, leads + errors * rng.standard_normal(len(x))) for _ in range(DRAWS)]
-            known = [value for value in drawn if value == value]
-            row["low"], row["high"] = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
-            row["draws with a change"] = len(known) / DRAWS
-        rows.append(row)
+        x, values, errors = (part[name].to_numpy(float) for name in ("x", "lead", "se"))
+        known, drawn = not np.isnan(errors).any(), []
+        if known:
+            drawn = [_crossings(x, values + errors * rng.standard_normal(len(x))) for _ in range(DRAWS)]
+            drawn = [places for places in drawn if len(places)]
+        for share in _crossings(x, values) if len(_crossings(x, values)) else [np.nan]:
+            row: dict[str, Any] = {"score": score, "rival": rival, "share": share}
+            if drawn and share == share:
+                near = [places[np.abs(places - share).argmin()] for places in drawn]
+                row["low"], row["high"] = np.quantile(near, [0.025, 0.975])
+            if known:
+                row["draws with a change"] = len(drawn) / DRAWS
+            rows.append(row)
     return pd.DataFrame(rows, columns=["score", "rival", "share", "low", "high", "draws with a change"])
 
 
-def _crossing(x: np.ndarray, leads: np.ndarray) -> float:
-    """The x at which the leads change sign for the last time, linear between points; NaN if they do not."""
-    x, leads = x[leads != 0], leads[leads != 0]
-    changes = np.flatnonzero(leads[:-1] * leads[1:] < 0)
-    if not len(changes):
-        return float("nan")
-    i = changes[-1]
-    return float(x[i] + (x[i + 1] - x[i]) * leads[i] / (leads[i] - leads[i + 1]))
+def _crossings(x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Every x at which the values change sign, linear between points."""
+    x, values = x[values != 0], values[values != 0]
+    i = np.flatnonzero(values[:-1] * values[1:] < 0)
+    return x[i] + (x[i + 1] - x[i]) * values[i] / (values[i] - values[i + 1])
 
 
-def at_equal_cost(runs: Runs) -> pd.DataFrame:
-    """Every method's accuracy in distribution, in percent, at the operations of the method with rollouts that spends
-    the least at a point: columns axis, point, operations, base, a column per method, best (those that cannot be told
-    from the best: pooled deviation, p >= 0.05). SFT spends less and stands at its end."""
+def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
+    """Every method's accuracy, in percent, at the operations of the method with rollouts that spends the least at a
+    point: columns axis, point, operations, base, then for every method its label and "+-", the half-width of the 95%
+    interval, and best (those that cannot be told from the best: pooled deviation, p >= 0.05). SFT spends less and
+    stands at its end. The default world has one row."""
     table = points(runs)
     curves = runs.curves[runs.curves["run"].isin(table["run"])].sort_values(["run", "step"])
     curves = curves.assign(spent=cost.operations(curves))
     table = table.assign(spent=table["run"].map(curves.groupby("run")["spent"].max()))
     rows = []
     for (axis, _), part in table.groupby(["axis", "place"], sort=True):
+        facts = {"axis": axis, "point": part["point"].iloc[0]}
+        if axis == "teacher" and is_own(facts):
+            continue
         sampled = part[part["method"] != "sft"]
         cheapest = sampled.groupby("method")["spent"].mean().idxmin()
         budget = float(sampled[sampled["method"] == cheapest]["spent"].max())
         mine = curves[curves["run"].isin(part["run"])]
-        found = {run: cost.reached(rows_of, budget) for run, rows_of in mine.groupby("run")}
+        found = {run: cost.reached(rows_of, budget, f"eval/{score}") for run, rows_of in mine.groupby("run")}
         part = part.assign(value=100 * part["run"].map(found)).dropna(subset=["value"])
-        facts = {
-            "axis": axis,
-            "point": part["point"].iloc[0],
-            "operations": budget,
-            "base": 100 * part["base id"].mean(),
-        }
+        facts |= {"operations": budget, "base": 100 * _base(runs, part, score)}
         cells = {str(method): rows_of["value"].tolist() for method, rows_of in part.groupby("method")}
         means = {method: float(np.mean(cell)) for method, cell in cells.items()}
         _, deviation, df = inference.pooled(part, "value", ["method"])
@@ -165,15 +149,22 @@ def at_equal_cost(runs: Runs) -> pd.DataFrame:
             if method == best
             or not inference.pooled_difference(cells[best], cells[method], deviation, df).p < inference.LEVEL
         ]
-        labels = {METHODS[method].label: means.get(method) for method in SHOWN}
-        rows.append({**facts, **labels, "best": ", ".join(METHODS[method].label for method in near)})
+        for method in SHOWN:
+            facts[METHODS[method].label] = means.get(method, np.nan)
+            facts[f"{METHODS[method].label} +-"] = inference.pooled_half(cells.get(method, []), deviation, df)
+        rows.append({**facts, "best": ", ".join(METHODS[method].label for method in near)})
     return pd.DataFrame(rows)
+
+
+def _base(runs: Runs, part: pd.DataFrame, score: str) -> float:
+    column = f"base {score}"
+    return float(runs.runs.set_index("run").loc[part["run"], column].mean()) if column in runs.runs else np.nan
 
 
 def conclusions(table: pd.DataFrame) -> list[str]:
     """One sentence per rival and score, from the verdicts along both axes."""
     said = []
-    for (score, rival), part in table.groupby(["score", "rival"], sort=False):
+    for (score, rival), part in distinct(table).groupby(["score", "rival"], sort=False):
         places = {
             verdict: [_place(row) for row in part[part["verdict"] == verdict].to_dict("records")]
             for verdict in ("ahead", "behind", "no effect")
@@ -185,10 +176,19 @@ def conclusions(table: pd.DataFrame) -> list[str]:
     return said
 
 
+def distinct(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `data` with the default world once, which is on both axes."""
+    return table[[not (row["axis"] == "teacher" and is_own(row)) for row in table.to_dict("records")]]
+
+
 def _place(row: dict[Any, Any]) -> str:
+    if is_own(row):
+        return "the default world"
     if row["axis"] == "teacher":
-        return f"problems {row['point']}"
-    return f"own share {row['point']}" if row["x"] >= 0 else f"base {row['point']}"
+        return f"training problems {row['point']}"
+    if row["x"] < 0:
+        return f"base {row['point']}"
+    return f"base {row['measured']:.0f}%" if row["measured"] == row["measured"] else f"own share {row['point']}"
 
 
 def draw(table: pd.DataFrame) -> Figure:
@@ -222,4 +222,23 @@ def _panel(axis: Axes, rows: pd.DataFrame) -> None:
             places, part["lead"], yerr=error if part["low"].notna().all() else None, marker="o", markersize=3.5,
             capsize=2, label=f"over {METHODS[rival].label}", **style.LOOKS[rival],
         )  # fmt: skip
-    axis.set_xticks(range(len(order)), order)
+    for row in crossings(rows).to_dict("records"):
+        _cross(axis, rows, order, row, height=0.04 + 0.045 * rivals.index(row["rival"]))
+    axis.margins(y=0.2)
+    axis.set_xticks(range(len(order)), [_tick(rows[rows["point"] == point].iloc[0]) for point in order])
+
+
+def _tick(row: pd.Series[Any]) -> str:
+    return f"{row['measured']:.0f}" if row["measured"] == row["measured"] and row["x"] >= 0 else str(row["point"])
+
+
+def _cross(axis: Axes, rows: pd.DataFrame, order: Sequence[str], row: dict[Any, Any], height: float) -> None:
+    """A crossing between the points, which stand in equal distances. height: share of the panel's."""
+    if row["share"] != row["share"]:
+        return
+    shares = rows.drop_duplicates("point").set_index("point").loc[list(order), "x"].to_numpy(float)
+    low, place, high = np.interp([row["low"], row["share"], row["high"]], shares, range(len(order)))
+    look: dict[str, Any] = dict(color=style.LOOKS[row["rival"]]["color"], transform=axis.get_xaxis_transform())
+    look["alpha"] = 1.0 if row["draws with a change"] >= 0.95 else 0.3
+    axis.plot(place, height, marker="x", markersize=5, linestyle="none", **look)
+    axis.plot([low, high], [height, height], linewidth=1.2, **look)

@@ -56,10 +56,15 @@ def test_leads_by_hand():
     assert base.loc["0", "high"] - base.loc["0", "lead"] == pytest.approx(half, rel=1e-5)
     teacher = table[(table["axis"] == "teacher") & (table["score"] == "id")].set_index("point")
     assert teacher["lead"].to_dict() == pytest.approx({"3 to 7": -20, "6, 7": 20})
-    # the world's own point is on both axes and is one test: four a score, eight in all
+    # the world's own point is on both axes and is one test: four over a rival in a score
     assert teacher.loc["3 to 7", "p"] == base.loc["0.4", "p"]
     raw = 2 * stats.t.sf(60 / math.sqrt(2), 8)
-    assert base.loc["0", "p"] == pytest.approx(8 * raw)
+    assert base.loc["0", "p"] == pytest.approx(4 * raw)
+    assert base["measured"].isna().all()
+    shares = [("tiny:own_share=0", 1.0, 0.1), ("tiny:own_share=0,seed=1", 1.0, 0.3), ("tiny:own_share=0", 0.6, 0.9)]
+    bases = pd.DataFrame(shares, columns=["model", "temperature", "steps"])
+    known = leads.data(replace(MAP, extras={"bases": bases})).set_index(["axis", "point"])["measured"]
+    assert known["base", "0"].tolist() == pytest.approx([20, 20]) and known["base", "0.1"].isna().all()
     with pytest.raises(NoDataError):
         leads.points(made([("full", "tiny", "sft", 0, 0.5)]))
 
@@ -69,8 +74,9 @@ def test_crossings_by_hand():
     found = leads.crossings(leads.data(MAP)).set_index("score")
     assert found.loc["id", "share"] == pytest.approx(0.2) and found.loc["id", "draws with a change"] == 1
     assert found.loc["id", "low"] < 0.2 < found.loc["id", "high"]
-    assert math.isnan(leads._crossing(np.array([0.0, 1.0]), np.array([1.0, 2.0])))
-    assert leads._crossing(np.array([0.0, 1.0, 2.0]), np.array([5.0, 0.0, -5.0])) == 1
+    assert leads._crossings(np.array([0.0, 1.0]), np.array([1.0, 2.0])).tolist() == []
+    assert leads._crossings(np.array([0.0, 1.0, 2.0]), np.array([5.0, 0.0, -5.0])).tolist() == [1]
+    assert leads._crossings(np.array([0.0, 1.0, 3.0]), np.array([5.0, -5.0, 15.0])).tolist() == [0.5, 1.5]
     one = made([("map", f"tiny:own_share={x}", m, 0, v) for x, m, v in [
         ("0", "luffy", 0.6), ("0", "sft", 0.5), ("0.1", "luffy", 0.4), ("0.1", "sft", 0.5)]])  # fmt: skip
     alone = leads.crossings(leads.data(one)).set_index("score")
@@ -80,8 +86,8 @@ def test_crossings_by_hand():
 def test_conclusions_say_what_the_verdicts_are():
     said = leads.conclusions(leads.data(MAP))
     assert said[0] == (
-        "In distribution, LUFFY against On-Policy RL: ahead at own share 0, own share 0.1, problems 6, 7; "
-        "behind at own share 0.4, problems 3 to 7."
+        "In distribution, LUFFY against On-Policy RL: ahead at own share 0, own share 0.1, training problems 6, 7; "
+        "behind at the default world."
     )
 
 
@@ -114,11 +120,25 @@ def test_cost_to_reach_by_hand():
     assert claims.cost_to_reach(COSTS, "luffy", 0.9).tolist() == [1600]
 
 
+def test_claims_on_other_bases_are_the_maps():
+    """The same lead, interval and seeds: ten points at own share 0.1, with the deviation of all eight cells."""
+    effect = claims._on_other_base("on_policy", "0.1")(MAP)
+    place = leads.data(MAP).set_index(["axis", "point", "score"]).loc[("base", "0.1", "id")]
+    assert (effect.value, effect.low, effect.seeds) == (place["lead"], place["low"], place["seeds"]) and effect.df == 8
+    with pytest.raises(NoDataError, match=r"own share 0\.8"):
+        claims._on_other_base("on_policy", "0.8")(MAP)
+
+
 def test_at_equal_cost_by_hand():
     """SFT+RL spends the least, 1,400, and ends at .8. LUFFY has no validation between 1,050 and 1,400 operations: from
     .4 at 800 to .6 at 1,600 it is at .55 then."""
-    row = leads.at_equal_cost(COSTS).iloc[0]
+    table = leads.at_equal_cost(COSTS)
+    row = table.iloc[0]
+    assert len(table) == 1  # the default world is on both axes
     assert row["operations"] == 1400 and row["LUFFY"] == pytest.approx(55) and row["SFT+RL"] == pytest.approx(80)
+    assert math.isnan(row["LUFFY +-"])  # of one seed
+    others = replace(COSTS, curves=COSTS.curves.assign(**{"eval/ood": COSTS.curves["eval/id"] / 2}))
+    assert leads.at_equal_cost(others, "ood").iloc[0]["LUFFY"] == pytest.approx(27.5)
 
 
 # --- the arena --------------------------------------------------------------------------------------------------------

@@ -28,15 +28,15 @@ def operations(curves: pd.DataFrame) -> pd.Series[float]:
     return spent.fillna(0) + earlier.reindex(keys).to_numpy()
 
 
-def reached(curve: pd.DataFrame, budget: float) -> float:
+def reached(curve: pd.DataFrame, budget: float, metric: str = "eval/id") -> float:
     """Validation accuracy when that many operations are spent: the mean of the validations within the last quarter of
     the budget, or of the run where it spends less; interpolated where there is none. NaN without validations.
 
-    curve: the rows of one run, with columns step, spent and eval/id."""
+    curve: the rows of one run, with columns step, spent and the metric."""
     # the last validation of a stage and the first of the next are of the same policy
-    known = curve.dropna(subset=["eval/id"]).drop_duplicates("step", keep="last")
+    known = curve.dropna(subset=[metric]).drop_duplicates("step", keep="last")
     if known.empty:
         return math.nan
     end = min(budget, float(known["spent"].max()))
     near = known[(known["spent"] > 0.75 * end) & (known["spent"] <= end)]
-    return float(near["eval/id"].mean()) if len(near) else float(np.interp(end, known["spent"], known["eval/id"]))
+    return float(near[metric].mean()) if len(near) else float(np.interp(end, known["spent"], known[metric]))

@@ -4,9 +4,9 @@ A difference between two methods is Welch's: seeds are not paired (the scores of
 uncorrelated). Runs of both methods share their base models, in equal numbers, so a base that is better for both only
 widens the interval; `components` shows how much. A verdict is one of
 
+    no effect     it is within +-bound of 0: two one-sided tests, p < 0.05. Less than what counts, even if it is not 0
     reproduced    the difference has the claimed sign, and is not 0: p < 0.05 after Holm's correction in its family
     contradicted  it has the other sign, likewise
-    no effect     it is within +-bound of 0: two one-sided tests, p < 0.05
     undecided     none of these; `seeds_needed` says how many seeds a method would take
 
 Pure functions; the tests are scipy's and statsmodels'.
@@ -117,9 +117,11 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def verdict(effect: Effect, p: float, bound: float) -> str:
     """The verdict on a claim that the effect is above 0. p: adjusted; bound: of "no effect"."""
+    if effect.within(bound) < LEVEL:
+        return "no effect"
     if p < LEVEL:
         return "reproduced" if effect.value > 0 else "contradicted"
-    return "no effect" if effect.within(bound) < LEVEL else "undecided"
+    return "undecided"
 
 
 def lead(effect: Effect, p: float, bound: float) -> str:
@@ -169,6 +171,15 @@ def pooled_difference(first: Sequence[float], second: Sequence[float], deviation
     own = [float(cell.std(ddof=1)) if len(cell) > 1 else 0.0 for cell in cells]
     variances = [max(deviation, spread) ** 2 / len(cell) for spread, cell in zip(own, cells, strict=True)]
     return Effect(float(cells[0].mean() - cells[1].mean()), math.sqrt(sum(variances)), df, min(map(len, cells)))
+
+
+def pooled_half(cell: Sequence[float], deviation: float, df: int) -> float:
+    """Half-width of the 95% interval of a cell's mean, with the deviation of `pooled_difference`; NaN if empty."""
+    data = _numbers(cell)
+    if not len(data):
+        return math.nan
+    own = float(data.std(ddof=1)) if len(data) > 1 else 0.0
+    return Effect(0.0, max(deviation, own) / math.sqrt(len(data)), df, len(data)).half
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from luffy.study.inference import (
     holm,
     pooled,
     pooled_difference,
+    pooled_half,
     seeds_needed,
     verdict,
     welch,
@@ -57,6 +58,7 @@ def test_verdicts():
     assert verdict(Effect(4.0, 1.0, 8, 5), 0.06, 2) == "undecided"
     assert verdict(Effect(0.1, 0.5, 8, 5), 0.8, 2) == "no effect"
     assert verdict(Effect(0.1, 2.0, 8, 5), 0.9, 2) == "undecided"
+    assert verdict(Effect(0.5, 0.1, 8, 5), 0.001, 2) == "no effect"  # not 0, and less than what counts
     # one-sided: 2 - 0.1 is 3.8 standard errors, 2.1 is 4.2; the nearer bound decides
     assert Effect(0.1, 0.5, 8, 5).within(2) == pytest.approx(float(stats.t.sf(3.8, 8)))
 
@@ -84,6 +86,10 @@ def test_pooled_deviation_by_hand():
     assert effect.se == pytest.approx(math.sqrt(4 / 3 + 10 / 3 / 2))  # the first cell has 4 of its own, above 10 / 3
     calm = pooled_difference([12, 12], [2, 2], deviation, df)
     assert calm.se == pytest.approx(deviation)
+    quantile = stats.t.ppf(0.975, 3)
+    assert pooled_half([10, 14, 12], deviation, df) == pytest.approx(quantile * math.sqrt(4 / 3))
+    assert pooled_half([12], deviation, df) == pytest.approx(quantile * deviation)
+    assert math.isnan(pooled_half([], deviation, df))
 
 
 def test_components_are_found():

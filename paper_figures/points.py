@@ -1,0 +1,61 @@
+"""The points of the map, and LUFFY's lead over each rival at them.
+
+A point is a set of runs that differ in method and seed only. Leads are differences of means; their intervals have one
+standard deviation for all cells of the map (inference.pooled), which few seeds a cell could not give on their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from luffy.config import DEFAULT_MODEL
+from luffy.study import inference
+from luffy.study.inference import Effect
+
+from .runs import MAIN_SET, NoDataError, Runs, own_share, recipe
+
+RIVALS = ("on_policy", "sft", "rl_sft_loss", "sft_rl")
+SHOWN = ("luffy", *RIVALS)
+TEACHER = {"easy": "3, 4", MAIN_SET: "3 to 7", "hard": "6, 7"}  # sets that differ in the training problems
+OWN = recipe(DEFAULT_MODEL).removeprefix("tiny:own_share=")  # the world's own point on the first axis
+
+
+def points(runs: Runs) -> pd.DataFrame:
+    """The runs of the map: columns axis ("base", "teacher"), point, x, place, method, seed, id, ood, base id, run. The
+    world's own point is on both axes. Raises NoDataError."""
+    frames = []
+    for place, (name, chosen) in enumerate(runs.on_bases().items()):
+        point = name.removeprefix("tiny:own_share=")
+        frames.append(chosen.assign(axis="base", point=point, x=own_share(name), place=place))
+    for place, (run_set, label) in enumerate(TEACHER.items()):
+        chosen = runs.runs[runs.runs["set"] == run_set]
+        frames.append(chosen.assign(axis="teacher", point=label, x=float(place), place=place))
+    table = pd.concat(frames, ignore_index=True)
+    table = table[table["method"].isin(SHOWN)]
+    if table[table["method"] == "luffy"].empty:
+        raise NoDataError("no runs of the map: python -m paper_figures.make_runs")
+    return table[["axis", "point", "x", "place", "method", "seed", "id", "ood", "base id", "run"]]
+
+
+def is_own(row: dict[str, Any]) -> bool:
+    """Whether a row with axis and point is of the default world, which is on both axes."""
+    return bool(row["point"] == {"base": OWN, "teacher": TEACHER[MAIN_SET]}[row["axis"]])
+
+
+def leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]]:
+    """LUFFY's lead over each rival at each of the `points`, in points of accuracy, with axis, point, x, score, rival.
+
+    score: "id" or "ood"."""
+    scaled = table.assign(value=100 * table[score]).dropna(subset=["value"])
+    # a cell that is on both axes counts once
+    _, deviation, df = inference.pooled(scaled.drop_duplicates("run"), "value", ["axis", "point", "method"])
+    found = []
+    for (axis, _), part in scaled.groupby(["axis", "place"], sort=True):
+        cells = {str(method): rows["value"].tolist() for method, rows in part.groupby("method")}
+        facts = {"axis": axis, "point": part["point"].iloc[0], "x": part["x"].iloc[0], "score": score}
+        for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(cells)]:
+            effect = inference.pooled_difference(cells["luffy"], cells[rival], deviation, df)
+            found.append(({**facts, "rival": rival}, effect))
+    return found
