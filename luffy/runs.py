@@ -25,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class RunDirectory:
             return configs.from_dict(upgraded(json.loads((self.path / "config.json").read_text())))
         except FileNotFoundError:
             raise RunError(f"{self.path} is not a run directory: it has no config.json") from None
-        except json.JSONDecodeError as error:
+        except (ValueError, AttributeError, RecursionError) as error:  # no JSON, no text, no mapping
             raise RunError(f"{self.path}/config.json is damaged: {error}") from None
         except ConfigError as error:
             raise RunError(f"{self.path} cannot be resumed: {error}") from None
@@ -93,7 +93,7 @@ class RunDirectory:
         """The final evaluation. Raises RunError if the run is not complete."""
         if not self.is_complete:
             raise RunError(f"{self.path} is not complete")
-        return json.loads((self.path / "evaluation.json").read_text())
+        return _read_object(self.path / "evaluation.json")
 
     def last_row(self) -> dict[str, Any]:
         """The newest whole row of metrics.jsonl, {} if there is none; reads the end of the file only."""
@@ -136,13 +136,16 @@ class RunDirectory:
             yield
 
     def _drop_leftovers(self) -> None:
-        """Removes what processes of this machine that are no more have begun to write."""
+        """Removes what processes that are no more have begun to write."""
         for checkpoint in self.path.rglob(".writing-*"):  # which only the holder of the lock writes
             shutil.rmtree(checkpoint, ignore_errors=True)
-        for file in self.path.rglob(f".*.{platform.node()}.*.tmp"):
-            maker = file.suffixes[-2].removeprefix(".")
-            if maker.isdigit() and not Path(f"/proc/{maker}").exists():
-                file.unlink(missing_ok=True)
+        for file in self.path.rglob(
+            ".*.tmp"
+        ):  # written within moments; of another machine, or a number used again: old
+            here, maker = f".{platform.node()}." in file.name, file.suffixes[-2].removeprefix(".")
+            with suppress(FileNotFoundError):
+                if (here and not Path(f"/proc/{maker}").exists()) or time.time() - file.stat().st_mtime > LEFTOVER_S:
+                    file.unlink()
 
     @property
     def is_running(self) -> bool:
@@ -165,8 +168,7 @@ class RunDirectory:
         if (self.path / "config.json").exists():
             known = self.config()
             if known != config:
-                there = known.to_dict()
-                changed = [name for name, value in config.to_dict().items() if there.get(name) != value]
+                changed = config.differing(known.to_dict())
                 raise RunError(
                     f"{self.path} holds a run with another configuration (it differs in {', '.join(changed)})"
                 )
@@ -179,15 +181,16 @@ class RunDirectory:
     def add_to_manifest(self, **facts: Any) -> None:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "manifest.json", {**self._manifest(), **facts})
+
+    def _manifest(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, {**known, **facts})
+        return _read_object(path) if path.exists() else {}
 
     def day(self) -> date:
         """The day that the run takes for today, wherever a prompt states it: the one of its manifest, so that a run
         that is resumed on another day gets the prompts that it started with."""
-        path = self.path / "manifest.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = self._manifest()
         return date.fromisoformat(known["day"]) if "day" in known else date.today()
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -198,7 +201,7 @@ class RunDirectory:
 
         Raises RunError if rows before it are missing.
         """
-        rows = [row for row in self.metrics() if row["step"] <= step]
+        rows = [row for row in self.metrics() if isinstance(row.get("step"), int) and row["step"] <= step]
         if step > 0 and [row["step"] for row in rows if row["step"]] != list(range(1, step + 1)):
             raise RunError(f"{self.path}/metrics.jsonl is damaged: it lacks rows before step {step}")
         replace_lines(self.path / "metrics.jsonl", rows)
@@ -257,6 +260,7 @@ class RunDirectory:
 
 
 SEAL = "checkpoint.json"
+LEFTOVER_S = 3600.0
 
 
 def seal(folder: Path, **facts: Any) -> None:
@@ -279,6 +283,14 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def check_sealed(*models: str | None) -> None:
+    """Raises RunError if one of these is a folder that was sealed, such as a checkpoint of an earlier stage, and is not
+    as it was written."""
+    for model in models:
+        if model and (Path(model) / SEAL).is_file() and (problem := damage(Path(model))):
+            raise RunError(f"the checkpoint {model} is damaged: {problem}. Delete its run directory to make it again")
+
+
 def seconds_per_phase(rows: list[dict[str, Any]]) -> dict[str, float]:
     """The sums of the time/... columns of a run's metrics."""
     phases = sorted({name for row in rows for name in row if name.startswith("time/")})
@@ -294,8 +306,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with handle:
         for number, line in enumerate(handle, 1):
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, dict):
+                yield row
+            else:
                 log.warning("%s: line %d is damaged and passed over", path, number)
 
 
@@ -312,6 +328,17 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 def replace_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes a JSON-lines file so that the old or the new one is there at every moment."""
     _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises RunError if the file holds none."""
+    try:
+        value = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged: it holds no object")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

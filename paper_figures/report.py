@@ -139,9 +139,9 @@ def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str
         "bases with one standard deviation for all cells of the map). No effect: within a bound ("
         + ", ".join(f"{bound:g} {unit}" for unit, bound in claims.BOUNDS.items())
         + ") by two one-sided tests. Reproduced and contradicted: p < 0.05 after Holm's correction within a family of "
-        "claims. Seeds are those of the method that has fewer; an undecided claim would take as many as are named to be "
-        "told from 0, or put within the bound, with a chance of 80%, if the effect is as measured. A log point is about "
-        "1%.\n\n" + verdict_lists(verdicts) + f"\n\n{_undecided(verdicts)}",
+        "claims. Seeds are those of the method that has fewer; an undecided claim would take as many as are named to "
+        "be told from 0, or put within the bound, with a chance of 80%, if the effect is as measured. A log point is "
+        "about 1%.\n\n" + verdict_lists(verdicts) + f"\n\n{_undecided(verdicts)}",
         "## What was chosen, and how much it matters\n\nLUFFY's lead in points over each rival where something is "
         "changed. A row of one seed has a standard error of about the deviation over seeds above, times the root of 2. "
         "With several traces a problem the first stage of SFT+RL has one all the same.\n\n"

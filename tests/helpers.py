@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -128,3 +129,23 @@ def gradient_of(folder, rows=None, **values):
     one.update(first_part(one, rows))
     one.close()
     return gradients, rows
+
+
+LOOPBACK = {"127.0.0.1", "::1"}
+
+
+def listening(pid):
+    """The addresses that a process listens at."""
+    found = []
+    for kind, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        rows = [line.split() for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
+        inodes = {row[9]: row[1].split(":")[0] for row in rows if row[3] == "0A"}
+        links = []
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                links.append(os.readlink(link))
+        for inode in (link[8:-1] for link in links if link.startswith("socket:[")):
+            if inode in inodes:
+                words = [inodes[inode][i : i + 8] for i in range(0, len(inodes[inode]), 8)]
+                found.append(socket.inet_ntop(family, b"".join(bytes.fromhex(word)[::-1] for word in words)))
+    return found

@@ -8,8 +8,9 @@ from paths import ROOT
 
 from luffy import METHODS, Config, ConfigError, RunDirectory, make_config, shaping
 from luffy.cli import main, parse_train
-from luffy.config import GROUPS, RENAMED, check_installed, field_names, from_dict, read_file
+from luffy.config import GROUPS, RENAMED, field_names, from_dict, read_file
 from luffy.methods import PAPER_METHODS
+from luffy.training.engines import check_installed
 
 
 def test_the_nine_methods_differ_as_the_paper_says():
@@ -105,6 +106,43 @@ def test_shaping_takes_its_parameter():
 def test_impossible_configurations_are_one_clear_error(values, message):
     with pytest.raises(ConfigError, match=message):
         from_dict({"method": "luffy", **values})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("adam_beta2", 1.0), ("verifier_timeout", 1e10), ("learning_rate", 1e300), ("reward", ":f"), ("reward", "..:f"),
+        ("dataset", ""), ("model", " "), ("model", "a\0b"), ("eval_datasets", ("",)),
+        ("template_kwargs", "[" * 100_000), ("template_kwargs", {"a": {1}}),
+        ("template_kwargs", {"a": float("nan")}), ("difficulties", (10**9,)),
+        ("num_threads", 10**400), ("device", "cuda:٣"), ("vllm_servers", ("localhost:abc",)),
+        ("vllm_servers", ("localhost",)), ("vllm_servers", ("a:70000",)), ("vllm_servers", ("a:1", "a:1")),
+    ],
+)  # fmt: skip
+def test_a_value_that_would_fail_later_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=rf"^{name} ") as error:
+        make_config("luffy", **{name: value})
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+def test_a_group_of_one_has_no_mean():
+    for method in ("on_policy", "gspo", "sft_rl", "hpt"):
+        with pytest.raises(ConfigError, match="num_generations 1"):
+            make_config(method, num_generations=1)
+    assert make_config("sft", num_generations=1) and make_config("opd", num_generations=1, teacher="tiny")
+
+
+def test_impossible_schedules():
+    for value in (10**400, 10**5000, {"start": 10**400, "end": 0, "steps": 5}, "[" * 100_000, 1e12):
+        with pytest.raises(ConfigError, match=r"^mu must"):
+            make_config("chord_mu", mu=value)
+    with pytest.raises(ConfigError, match=r"^max_steps must .* a int too large to write"):  # not even in a message
+        make_config("luffy", max_steps=10**5000)
+
+
+def test_servers_may_be_named_in_several_ways():
+    servers = ("localhost:8000", "http://10.0.0.1:80", "https://node-3.example:443/", "[::1]:9")
+    assert make_config("luffy", sampler="vllm", vllm_servers=servers).sampling.vllm_servers == servers
 
 
 @pytest.mark.parametrize("name", RENAMED)
@@ -244,3 +282,5 @@ def test_a_package_that_is_not_installed_is_one_line(monkeypatch):
         check_installed(make_config("luffy", sampler="vllm"))
     with pytest.raises(ConfigError, match="engine deepspeed needs the package deepspeed"):
         check_installed(make_config("luffy", engine="deepspeed"))
+    with pytest.raises(ConfigError, match=r"report_to wandb needs the package wandb.* pip install wandb"):
+        check_installed(make_config("luffy", report_to="wandb"))

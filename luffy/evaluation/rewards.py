@@ -16,6 +16,7 @@ from typing import Protocol
 from ..data.problems import Problem
 from ..data.templates import opens_think
 from ..errors import ConfigError
+from ..methods.fields import LARGE
 from ..verifier.answers import boxed
 from ..verifier.pool import Verifier, solution
 from ..verifier.strict import strict_answer, strict_right
@@ -114,7 +115,7 @@ class _FunctionBatch:
         self.rows.append((problem, prompt, completion))
 
     def finish(self) -> list[float]:
-        """Raises ConfigError if the function does not return one finite number, or None, per completion."""
+        """Raises ConfigError if the function does not return one number of at most LARGE, or None, per completion."""
         if not self.rows:
             return []
         problems, prompts, completions = zip(*self.rows, strict=True)
@@ -125,14 +126,14 @@ class _FunctionBatch:
         try:
             rewards = [math.nan if value is None else float(value) for value in values]
             right = len(rewards) == len(self.rows) and all(
-                value is None or math.isfinite(reward) for value, reward in zip(values, rewards, strict=True)
+                value is None or abs(reward) <= LARGE for value, reward in zip(values, rewards, strict=True)
             )
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             right = False
         if not right:
             raise ConfigError(
-                f"the reward function must return one finite number, or None, for each of {len(self.rows)} "
-                f"completions, not {str(values)[:200]}"
+                f"the reward function must return one finite number (of at most {LARGE:g}), or None, for each of "
+                f"{len(self.rows)} completions, not {str(values)[:200]}"
             )
         self.reward.counts["unjudged"] += sum(map(math.isnan, rewards))
         return rewards
@@ -143,7 +144,7 @@ def load_function(path: str) -> RewardFunction:
     module, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two of a name that is none
         raise ConfigError(f"no reward function {path!r}: {error}") from error
     if not callable(function):
         raise ConfigError(f"the reward {path!r} is not a function")

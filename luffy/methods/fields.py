@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import tyro
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .. import display
@@ -26,36 +26,57 @@ def _number(value: Any) -> Any:
     return value
 
 
+LARGE = 1e9  # beyond it numbers only overflow: in float32, or as a time to wait for
+MOST = 10**15  # of anything that is counted
 _no_bool = BeforeValidator(_number)
 Int = Annotated[int, _no_bool]
-Float = Annotated[float, _no_bool, Field(allow_inf_nan=False)]
-Positive = Annotated[float, _no_bool, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, _no_bool, Field(ge=0, allow_inf_nan=False)]
+Float = Annotated[float, _no_bool, Field(ge=-LARGE, le=LARGE, allow_inf_nan=False)]
+Positive = Annotated[float, _no_bool, Field(gt=0, le=LARGE, allow_inf_nan=False)]
+NonNegative = Annotated[float, _no_bool, Field(ge=0, le=LARGE, allow_inf_nan=False)]
 Share = Annotated[float, _no_bool, Field(ge=0, le=1, allow_inf_nan=False)]
 Clip = Annotated[float, _no_bool, Field(ge=0, lt=1, allow_inf_nan=False)]
-PositiveInt = Annotated[int, _no_bool, Field(gt=0)]
-Count = Annotated[int, _no_bool, Field(ge=0)]  # 0 has a meaning of its own
+PositiveInt = Annotated[int, _no_bool, Field(gt=0, le=MOST)]
+Count = Annotated[int, _no_bool, Field(ge=0, le=MOST)]  # 0 has a meaning of its own
 
 
 def _mapping(value: Any) -> Any:
-    """A mapping may come as JSON, from the command line."""
-    if not isinstance(value, str):
-        return value
+    """A mapping may come as JSON, from the command line; one that does not has to be written as such."""
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        if isinstance(value, str):
+            return json.loads(value)
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
         raise ValueError("must be a mapping, as JSON") from None
+    return value
 
 
 def _device(value: Any) -> Any:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(value), re.ASCII):
         raise ValueError("is auto, cpu, cuda or cuda:N")
     return value
 
 
 def _reward(value: Any) -> Any:
-    if value != "math_verify" and ":" not in str(value):
+    if value != "math_verify" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(value)):
         raise ValueError('is "math_verify" or "module:function"')
+    return value
+
+
+def _name(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError("must be a name or a path")
+    return value
+
+
+def _servers(value: Any) -> Any:
+    """host:port each, perhaps behind http://, and no server twice."""
+    known = list(value) if isinstance(value, (list, tuple)) else []
+    for address in known:
+        match = re.fullmatch(r"(?:https?://)?(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})/?", str(address), re.ASCII)
+        if not match or not 0 < int(match[1]) < 1 << 16:
+            raise ValueError("must be addresses host:port")
+    if len(set(map(str, known))) < len(known):
+        raise ValueError("must be different addresses")
     return value
 
 
@@ -69,6 +90,8 @@ _json = tyro.constructors.PrimitiveConstructorSpec(
 JsonMapping = Annotated[dict[str, Any], BeforeValidator(_mapping), _json]
 Device = Annotated[str, BeforeValidator(_device)]
 RewardName = Annotated[str, BeforeValidator(_reward)]
+Name = Annotated[str, AfterValidator(_name)]
+Servers = Annotated[tuple[str, ...], BeforeValidator(_servers)]
 
 
 @dataclass_transform(frozen_default=True)
@@ -100,7 +123,15 @@ def _one_line(error: ValidationError, cls: Any) -> str:
     if not name:
         return message
     message = message.removeprefix("Input ").replace("should be", "must be", 1)
-    return f"{name} {message}, not {first['input']!r}"
+    return f"{name} {message}, not {_shown(first['input'])}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        text = f"a {type(value).__name__} too large to write"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def unknown_field(name: str, known: Iterable[str]) -> str:

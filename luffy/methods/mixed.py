@@ -54,6 +54,7 @@ class WithTraces(Grouped):
             )
         if self.num_off_policy == size:
             raise ConfigError(f"num_off_policy = num_generations = {size} leaves no rollout: use sft")
+        super().check(config)
 
 
 @register("mixed", "Mixed-Policy RL")

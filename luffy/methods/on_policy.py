@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import shaping
 from ..errors import ConfigError
 from ..objective import Ratios
-from .base import Method, register
+from .base import Method, RunConfig, register
 from .fields import Clip, NonNegative, Positive, settings
 from .rows import Batch, Signal
 
@@ -40,6 +40,10 @@ class Grouped(Method):
     def __post_init__(self) -> None:
         if self.epsilon is None and self.epsilon_high is not None:
             raise ConfigError("epsilon_high without epsilon: give both, or neither for no clip")
+
+    def check(self, config: RunConfig) -> None:
+        if config.sampling.num_generations == 1:
+            raise ConfigError("num_generations 1: an advantage is over the mean of a group, which one row has not")
 
     @property
     def ratios(self) -> Ratios:

@@ -11,6 +11,7 @@ import tyro
 from pydantic import BeforeValidator
 
 from ..errors import ConfigError
+from .fields import LARGE
 
 SHAPES = ("cosine", "linear", "step")
 KEYS = {"start", "end", "steps", "warmup", "shape"}
@@ -21,18 +22,22 @@ def _scheduled(value: Any) -> Any:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise ValueError("must be a number, or a mapping as JSON") from None
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if _finite(value):
         return float(value)
     if not isinstance(value, dict) or not {"start", "end", "steps"} <= set(value) <= KEYS:
         raise ValueError("must be a number or a mapping with start, end, steps, and perhaps warmup and shape")
     numbers = [value["start"], value["end"], value["steps"], value.get("warmup", 0)]
-    if any(isinstance(n, bool) or not isinstance(n, (int, float)) or not math.isfinite(n) for n in numbers):
+    if not all(map(_finite, numbers)):
         raise ValueError("must have numbers as start, end, steps and warmup")
-    if value["steps"] < 0 or value.get("warmup", 0) < 0 or value.get("shape", "cosine") not in SHAPES:
+    if value["steps"] < 0 or value.get("warmup", 0) < 0 or str(value.get("shape", "cosine")) not in SHAPES:
         raise ValueError(f"must have steps and warmup of at least 0, and a shape of {', '.join(SHAPES)}")
     return value
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGE <= value <= LARGE
 
 
 Scheduled = Annotated[

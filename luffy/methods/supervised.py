@@ -72,6 +72,7 @@ class SFTRL(OnPolicy):
     """Split of the complement."""
 
     def check(self, config: RunConfig) -> None:
+        super().check(config)
         data = config.data
         if data.dataset != "tinyworld" and self.complement == "tinyworld":
             raise ConfigError(f"{self.name} on {data.dataset} needs a complement: problems for its second stage")

@@ -145,7 +145,13 @@ def load_model(
     try:
         with without_bars(sum(file.stat().st_size for file in files) if files else BAR_BYTES):
             model = AutoModelForCausalLM.from_pretrained(
-                path, config=settings, dtype=dtype, attn_implementation="sdpa", **more
+                path,
+                config=settings,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                **more,
             )
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot load the weights of {source}: {str(error).splitlines()[0]}") from error

@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 TIMEOUT_NAME = "LUFFY_NODE_TIMEOUT"
 """Environment variable that the launcher hands on: seconds of silence after which a process counts as lost."""
 TIMEOUT_S = 300.0
-LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
-"""Environment of processes that are all on one machine, as far as the user says nothing else: where they meet."""
 LEFT = 1 << 40  # a count that says goodbye
 
 

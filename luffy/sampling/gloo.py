@@ -21,6 +21,7 @@ from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferUpdateInfo,
 )
 
+from . import meeting
 from .vllm_worker import repack_head
 
 NAME = "gloo"
@@ -48,9 +49,16 @@ class TrainerMeeting(base.TrainerInitInfo):
 
 
 def join(info: Meeting | TrainerMeeting, rank: int) -> Any:
-    """The group of both sides, beside whatever groups either is in."""
-    store = dist.TCPStore(info.master_address, info.master_port, info.world_size, rank == 0, TIMEOUT)
-    return dist.ProcessGroupGloo(store, rank, info.world_size, TIMEOUT)
+    """The group of both sides, beside whatever groups either is in. The trainer's store listens at the address that is
+    told to the workers alone; on one machine that is loopback, where the group's own connections are then too."""
+    address = info.master_address
+    store = meeting.store(address, info.master_port, info.world_size, leads=rank == 0, timeout=TIMEOUT)
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._timeout = TIMEOUT
+    local = address.startswith("127.")
+    options._devices = [gloo.create_device(hostname=address) if local else gloo.create_default_device()]
+    return gloo(store, rank, info.world_size, options)
 
 
 class GlooWorkerEngine(NCCLWeightTransferEngine):

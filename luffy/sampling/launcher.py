@@ -7,14 +7,14 @@ torch has no setting for it. So the store here is given a socket that listens on
 
 from __future__ import annotations
 
-import socket
 import sys
 from datetime import timedelta
 
-from torch.distributed import TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.run import main
+
+from . import meeting
 
 BACKEND = "loopback"
 ADDRESS = "127.0.0.1"
@@ -29,16 +29,8 @@ class Loopback(StaticTCPRendezvous):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """A store for every start of the ranks: in that of an earlier one they would find its addresses."""
-        listening = socket.create_server((ADDRESS, 0))
-        self.master_port = listening.getsockname()[1]
-        self._store = TCPStore(  # which the class then takes
-            ADDRESS,
-            self.master_port,
-            is_master=True,
-            timeout=timedelta(seconds=TIMEOUT_S),
-            wait_for_workers=False,
-            master_listen_fd=listening.detach(),
-        )
+        store = meeting.store(ADDRESS, 0, 1, leads=True, timeout=timedelta(seconds=TIMEOUT_S))
+        self._store, self.master_port = store, store.port  # which the class then takes
         return super().next_rendezvous()
 
     def get_backend(self) -> str:

@@ -17,6 +17,7 @@ import os
 import queue
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -155,10 +156,16 @@ class ServerSampler:
             except Exception as error:
                 answers.put((i, error))
 
-        pool = ThreadPoolExecutor(max(1, min(self.rows * len(self.urls), len(requests))))
+        left = iter(range(len(requests)))
+
+        def work() -> None:
+            while (i := next(left, None)) is not None:
+                ask(i)
+
+        # not an executor's threads: one that waits for a server that hangs must not hold up the end of this process
+        for _ in range(min(self.rows * len(self.urls), len(requests))):
+            threading.Thread(target=work, daemon=True).start()
         try:
-            for i in range(len(requests)):
-                pool.submit(ask, i)
             for _ in requests:
                 try:
                     i, answer = answers.get(timeout=self.timeout_s)
@@ -168,7 +175,7 @@ class ServerSampler:
                     raise SamplerError(f"the servers failed: {answer or type(answer).__name__}") from answer
                 yield i, answer
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            left = iter(())  # those that still ask are not given more
 
     @property
     def version(self) -> str:

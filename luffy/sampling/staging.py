@@ -12,9 +12,12 @@ import pickle
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..runs import writing
 
 CUDA_BYTES = 256 << 20
 CPU_BYTES = 16 << 20
@@ -30,8 +33,11 @@ class Staging:
             self.handle = bytes(ForkingPickler.dumps(torch.multiprocessing.reductions.reduce_tensor(self.buffer)))
         else:
             descriptor, self.file = tempfile.mkstemp(prefix="luffy-weights-")
-            os.ftruncate(descriptor, CPU_BYTES)
-            os.close(descriptor)
+            with writing(Path(self.file)):
+                try:  # with room for all of it: where there is none, writing to it would end the process
+                    os.posix_fallocate(descriptor, 0, CPU_BYTES)
+                finally:
+                    os.close(descriptor)
             self.handle = pickle.dumps(self.file)
             self.buffer = _mapped(self.file)
 

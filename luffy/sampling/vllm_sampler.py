@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SamplerError
-from . import alive
+from . import meeting
 from .protocol import Rollout, SamplingParams, SamplingRequest
 from .staging import Staging
 from .vllm_worker import VLLMOptions, receive, send
@@ -179,7 +179,7 @@ def child_environment(options: VLLMOptions, port: int = 0) -> dict[str, str]:
     instead of this process's among the ranks. It has a compile cache of its own, which several children would otherwise
     write at the same time."""
     size, place = options.tensor_parallel_size, options.tensor_parallel_rank
-    environment = alive.LOOPBACK | {
+    environment = meeting.LOOPBACK | {
         name: value
         for name, value in os.environ.items()
         if name not in LAUNCHERS and not name.startswith("TORCHELASTIC_")

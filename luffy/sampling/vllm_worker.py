@@ -28,8 +28,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from . import meeting
 from .staging import Staging
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def start_engine(options: VLLMOptions) -> LLM:
     from vllm import LLM
 
     on_cpu = options.device == "cpu"
+    if options.tensor_parallel_size > 1:
+        join_group("gloo" if on_cpu else "nccl")
     if on_cpu and options.tensor_parallel_size > 1:
         name_shared_memory()
     cache_mb = options.cache_mb or (512 if on_cpu else 0)
@@ -96,6 +100,15 @@ def start_engine(options: VLLMOptions) -> LLM:
         disable_log_stats=True,
         **more,
     )
+
+
+def join_group(backend: str) -> None:
+    """This process's place in its tensor-parallel group, which vLLM then finds: its environment says where it is. What
+    vLLM would make of the same variables is a store that listens on all interfaces."""
+    place, port = os.environ, int(os.environ["MASTER_PORT"])
+    rank, size = int(place["RANK"]), int(place["WORLD_SIZE"])
+    store = meeting.store(place["MASTER_ADDR"], port, size, leads=rank == 0)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def name_shared_memory() -> None:

@@ -28,7 +28,7 @@ from ..model.logprobs import check_model, token_logprobs
 from ..model.packing import MicroBatch, deal
 from ..model.saving import TensorFiles, describe
 from ..sampling.ranks import Ranks, wait_alike
-from .engine import adamw, learning_rate
+from .engine import adamw, check_finite, learning_rate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -173,6 +173,7 @@ class DeepSpeedEngine:
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the model in Hugging Face layout with its tokenizer (first rank), and every rank its share of the
         optimiser's state. All ranks must call it."""
+        check_finite(self.model)
         self.save_model(folder, tokenizer)
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 

@@ -79,7 +79,7 @@ class Engine(Protocol):
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Writes the model in Hugging Face layout (of adapters: those, in peft's) with its tokenizer, and the
-        optimiser's state."""
+        optimiser's state. Raises NonFiniteError if a weight is not finite."""
         ...
 
     def load_optimizer(self, folder: Path) -> None:
@@ -89,6 +89,13 @@ class Engine(Protocol):
     def close(self) -> None:
         """Gives back the memory that garbage collection would not."""
         ...
+
+
+def check_finite(model: PreTrainedModel) -> None:
+    """Raises NonFiniteError if a weight, or this rank's share of it, is not finite: a run cannot go on from it."""
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(getattr(parameter, "ds_tensor", parameter)).all()):
+            raise NonFiniteError(f"the weight {name} is not finite any more, and no checkpoint is made of it")
 
 
 class TorchEngine:
@@ -131,6 +138,7 @@ class TorchEngine:
             yield name, make()
 
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        check_finite(self.model)
         if self.config.engine.lora_r:
             adapters.save(self.model, folder)
         else:

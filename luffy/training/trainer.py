@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Config, check_installed
+from ..config import Config
 from ..data.problems import fingerprint
 from ..data.templates import turn_end
 from ..errors import ConfigError, NonFiniteError, RunError, SamplerError
@@ -39,14 +39,14 @@ from ..methods.rows import Batch, Memory, Row, Signal
 from ..model import adapters
 from ..model.loading import eos_ids, load_tokenizer, pick_device, tune_cpu
 from ..model.packing import MicroBatch, TokenSequence, pack
-from ..runs import RunDirectory, make_manifest
+from ..runs import RunDirectory, check_sealed, make_manifest
 from ..sampling.make import make_sampler
 from ..sampling.ranks import Ranks, join
 from .clock import Clock
 from .collect import Collector
 from .engine import model_logprobs
-from .engines import load_policy, load_reference, make_engine
-from .keeper import Keeper, machine_metrics
+from .engines import check_installed, load_policy, load_reference, make_engine
+from .keeper import Keeper, keep_failed, machine_metrics
 from .metrics import Metrics, readable, rollout_metrics
 from .problems import tokenized, training_problems
 from .restart import Restarting
@@ -289,13 +289,17 @@ class Trainer:
         self.engine.save(folder, self.tokenizer)
         if self.ranks.first:
             state = {"step": step, "totals": dict(self.totals), "data": self.fingerprint}
+            state["config"] = self.config.to_dict()
             (folder / "trainer.json").write_text(json.dumps(state))
             if self.memory:
                 np.savez(folder / MEMORY_FILE, **self.memory.arrays())  # type: ignore[arg-type]
 
     def load(self, folder: Path) -> None:
-        """Takes up what `save` wrote, but for the model. Raises RunError if it is of other data."""
+        """Takes up what `save` wrote, but for the model. Raises RunError if it is of another configuration or data."""
         state = json.loads((folder / "trainer.json").read_text())
+        # (the model may be of an earlier stage, in a folder that has moved)
+        if other := set(self.config.differing(state.get("config", {}))) - {"model"}:
+            raise RunError(f"{folder} is of another configuration than {self.run.path} (in {', '.join(other)})")
         if state["data"] != self.fingerprint:
             raise RunError(f"{self.config.data.dataset} is not the data that {self.run.path} was trained on so far")
         self.totals.update(state["totals"])
@@ -307,13 +311,9 @@ class Trainer:
     def _failed(self, error: NonFiniteError, step: int, rows: Sequence[Row]) -> NonFiniteError:
         """The error with the step and phase in which it came up, its rows saved."""
         rank = f"-rank-{self.ranks.rank}" if self.ranks.size > 1 else ""
-        saved = self.run.path / f"failed-step-{step + 1:06d}{rank}.pt"
-        batch = [
-            {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in vars(row).items()}
-            for row in rows
-        ]
-        torch.save({"step": step + 1, "phase": self.clock.failed, "rows": batch}, saved)
-        return NonFiniteError(f"step {step + 1}, {self.clock.failed}: {error}. The batch is in {saved}")
+        path = self.run.path / f"failed-step-{step + 1:06d}{rank}.pt"
+        said = keep_failed(path, {"step": step + 1, "phase": self.clock.failed}, rows)
+        return NonFiniteError(f"step {step + 1}, {self.clock.failed}: {error}. {said}")
 
 
 def train(config: Config, run_dir: str | Path) -> RunDirectory:
@@ -331,6 +331,8 @@ def train(config: Config, run_dir: str | Path) -> RunDirectory:
             if ranks.first and path != run.path:
                 RunDirectory(path).start(stage, make_manifest(stage.seed))
             if not ranks.broadcast(RunDirectory(path).is_complete):
+                if ranks.first:
+                    check_sealed(stage.model, stage.method.reference(stage.model))
                 Trainer(stage, RunDirectory(path), ranks).train()
     return run
 

@@ -10,6 +10,7 @@ import re
 from .notation import tidy
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
+_DENIAL = re.compile(r"\b(?:not|never|wrong|incorrect|false)\b|n['’]t\b", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>([^<]*)</answer>")
 _AROUND = r"(?:[\s$*~]|\\[()\[\],;! ])*"
 _JOIN = re.compile(rf"{_AROUND}(?:[,;、&]?\s*(?:\b(?:and|or)\b|和|或)|[,;、&]){_AROUND}")
@@ -60,6 +61,12 @@ def final_answer(text: str) -> str | None:
         return ", ".join(dict.fromkeys(content.strip() for content in contents))
     tags = _ANSWER_TAG.findall(text)
     return tags[-1] if tags else None
+
+
+def denies(text: str) -> bool:
+    """Whether the last sentence of a text says that something is not so: "the answer is not 42", "$42$ is wrong"."""
+    said = [part for part in re.split(r"[.!?](?:\s|$)|\n", text) if re.search(r"\w", part)]
+    return bool(said and _DENIAL.search(said[-1]))
 
 
 # --- multiple choice -------------------------------------------------------------------------------------------------

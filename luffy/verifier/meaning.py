@@ -20,7 +20,12 @@ _TAIL = re.compile(
     r"(?: |\\cdot|\*|/|\(|\)|\\mu|\\Omega|\\text\{[^{}]*\}|[A-Za-z]|[^\x00-\x7f]|\^\{-?\d\}|(?<=[A-Za-z])[23](?!\d))+"
 )
 _TEXT_TAIL = re.compile(r"(?<=[\d})]) ?\\text\{[^{}]*\}(?:\^\{-?\d\})?$")
-_CONNECTED = re.compile(r"\b(?:and|or)\b", re.IGNORECASE)
+_NO_UNIT = re.compile(  # words that say more of a number than what it counts
+    r"\b(?:and|or|not|isn|is|are|but|if|wrong|false|incorrect|really|plus|minus|times|divided|over|mod|modulo|to|than|least"
+    r"|most|more|less|squared|cubed|factorial|half|third|quarter|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven"
+    r"|twelve|thirteen|fifteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)\b",
+    re.IGNORECASE,
+)
 
 
 def exact(text: str) -> Fraction | None:
@@ -66,7 +71,9 @@ def without_unit(text: str) -> tuple[str, str]:
 
 
 def _is_unit(tail: str) -> bool:
-    return not (_CONNECTED.search(tail) or re.search(r"(?<![A-Za-z^{-])\d", tail))
+    return not (
+        _NO_UNIT.search(tail) or re.search(r"\b[eE]\d|\{ ?k ?\}", tail) or re.search(r"(?<![A-Za-z^{-])\d", tail)
+    )
 
 
 def words(text: str) -> str | None:

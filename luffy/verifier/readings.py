@@ -21,6 +21,7 @@ MAX_PARTS = 60
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
+_MORE = re.compile(r"(?:\\text\{|[\s}])*(?:or|and)\b|.*(?<![A-Za-z])[A-J][).:]", re.DOTALL)  # options behind the first
 _IN_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{(\d+)\}")
 # No name can be read in two ways (++ gives nothing back), so that a long one that is none costs no time.
 _NAME = r"(?:\\?[A-Za-z]++'?(?:_\{[^{}]*\})?(?:\^\{[^{}]*\})?)"
@@ -35,6 +36,7 @@ _SYSTEM = re.compile(
     r"(?:\\\{)?\\begin\{(?:cases|array|aligned)\}(?:\{[lcr]*\})?(.*)\\end\{(?:cases|array|aligned)\}", re.DOTALL
 )
 _BUILDER = re.compile(rf"\\\{{({_NAME})(?:\\in ?\\mathbb\{{R\}})?(?:\\mid|\||:)(.*)\\\}}")
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 _SMALL = str.maketrans("²³", "23")
 _UNITS = {
     alias: names.split()[0]
@@ -42,7 +44,12 @@ _UNITS = {
         "cm centimeter centimetre", "mm millimeter millimetre", "m meter metre", "km kilometer kilometre",
         "in inch inche", "ft foot feet", "yd yard", "mi mile", "kg kilogram", "g gram", "mg milligram", "lb pound",
         "oz ounce", "s sec second", "min minute", "h hr hour", "day", "week", "month", "year", "dollar", "cent",
-        "l liter litre", "ml milliliter millilitre", "mph", "kmh km/h", "m/s", "a.m am", "p.m pm",
+        "l liter litre", "ml milliliter millilitre", "mph", "kmh km/h", "m/s", "a.m am", "p.m pm", "euro", "rupee",
+        "nm nanometer nanometre", "ms millisecond", "ns nanosecond", "decade", "centurie century", "j joule",
+        "kj kilojoule", "v volt", "mv millivolt", "kv kilovolt", "w watt", "kw kilowatt", "n newton", "kn kilonewton",
+        "hz hertz", "khz kilohertz", "mhz megahertz", "ghz gigahertz", "pa pascal", "kpa kilopascal", "cal calorie",
+        "kcal kilocalorie", "ev", "kev", "mev", "mol mole", "mmol millimole", "kb kilobyte", "mb megabyte",
+        "gb gigabyte", "tb terabyte", "byte", "bit",
     )
     for alias in names.split()
 }  # fmt: skip
@@ -77,7 +84,9 @@ def _options(answer: str) -> str | None:
     if found is not None:
         return found
     match = re.match(r"(?:\\text\{)?\s*(?:\(([A-J])\)|([A-J])[).:}])(?!\s*\(?[A-J]\b\)?\s*\}?$)", answer)
-    return (match[1] or match[2]) if match else None
+    if not match or _MORE.match(answer, match.end()):
+        return None
+    return match[1] or match[2]
 
 
 def _bases(gold: str, answer: str) -> bool | None:
@@ -147,7 +156,15 @@ def _readings(text: str, of_gold: bool) -> tuple[list[Fraction], str] | None:
     value = exact(text)
     if value is None:
         return None
-    return ([value, value / 100], "%") if percent else ([value], unit)
+    factor, unit = _scale(unit)
+    return ([value, value / 100], "%") if percent else ([value * factor], unit)
+
+
+def _scale(unit: str) -> tuple[int, str]:
+    """The number that stands for a unit's first word, and the rest: 5 million dollars are 5,000,000 dollars."""
+    match = re.fullmatch(r"\\text\{ ?([a-z]+?)s?\b ?(.*)\}", unit, re.IGNORECASE)
+    factor = _SCALES.get(match[1].lower(), 1) if match else 1
+    return (factor, f"\\text{{{match[2]}}}" if match[2] else "") if match and factor > 1 else (1, unit)
 
 
 def _differ(ours: str, theirs: str) -> bool:
@@ -165,10 +182,11 @@ def _power(unit: str) -> str:
 
 def close(a: Fraction, b: Fraction, decimals: int) -> bool:
     """Whether two numbers, of which so many are written as decimal fractions, are equal: exactly, or within 1e-9 of
-    their size. Between a decimal and another number also in six decimals, as math-verify has 1/3 = 0.333333; between
-    two decimals only if that leaves five digits to compare."""
+    their size, of an integer also within 5e-7. Between a decimal and another number also in six decimals, as
+    math-verify has 1/3 = 0.333333; between two decimals only if that leaves five digits to compare. a: ground truth."""
     size, difference = max(abs(a), abs(b)), abs(a - b)
-    if difference == 0 or (decimals and difference <= size / 10**9):
+    near = Fraction(1, 2 * 10**6) if a.denominator == 1 else size
+    if difference == 0 or (decimals and difference <= min(size / 10**9, near)):
         return True
     if not decimals or difference >= Fraction(1, 2 * 10**6):
         return False

@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import Any
 
-from .answers import boxes, final_answer, letter, options
+from .answers import boxes, denies, final_answer, letter, options
 from .notation import tidy
 from .readings import equal
 
@@ -26,13 +26,13 @@ class CheckTimeoutError(BaseException):
 
 def is_right(gold: str, text: str) -> bool:
     """Whether the answer that a solution gives equals the ground truth. Without a box or an answer tag, math-verify
-    looks for one in its text."""
+    looks for one in its text, unless its last sentence denies something."""
     from math_verify import parse
 
     given = final_answer(text)
     if given is not None:
         return equal(tidy(gold), tidy(given))
-    if not boxes(text)[1]:
+    if not boxes(text)[1] or denies(text):
         return False
     chosen = letter(text) if options(tidy(gold)) else ""
     if chosen:

@@ -54,6 +54,13 @@ def test_plain_schema():
         ({**REFERENCE_ROW, "reward_model": "2"}, "no answer"),
         ({"problem": "x", "answer": float("nan")}, "no answer"),
         ({"problem": "x", "answer": "2", "traces": 3}, "not a list"),
+        ({"problem": "x", "answer": [None]}, "no answer"),
+        ({"problem": "x", "answer": [{"a": 1}]}, "no answer"),
+        ({"problem": "x", "answer": 10**4300}, "no answer"),
+        ({"problem": "x", "answer": "4", "final_answer": 5}, "two columns state different answers"),
+        ({"problem": "x\ud800", "answer": "4"}, "surrogate"),
+        ({"problem": "x", "answer": "4", "traces": ["\ud800"]}, "surrogate"),
+        ({"problem": "x", "answer": "4", "traces": ["y"], "trace_logprobs": [[-(10**400)]]}, "lists of numbers"),
     ],
 )
 def test_malformed_rows_are_named(row, reason):
@@ -76,6 +83,42 @@ def test_files_keep_the_good_rows_and_count_the_others(tmp_path, caplog):
         assert counts["kept"] == 2 and counts["no answer"] == 1
     assert "row 1 rejected: no answer" in caplog.text
     assert sum(load_problems(str(tmp_path / "a.jsonl"))[1].values()) == 4
+
+
+def test_several_columns_may_state_one_answer():
+    row = {"problem": "x", "answer": "so we get #### 4", "final_answer": 4, "solution": "as \\boxed{5} shows"}
+    assert problem_from_row(row).answer == "4"
+
+
+def test_rows_that_contradict_each_other(tmp_path, caplog):
+    rows = [("1+1?", "2"), ("1+1?", "3"), ("1+1?", "2"), ("2+2?", "4")]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"problem": p, "answer": a}) for p, a in rows))
+    problems, counts = load_problems(str(tmp_path / "a.jsonl"))
+    assert [problem.answer for problem in problems] == ["2", "2", "4"]
+    assert counts["a row before it has the same problem with another answer"] == 1
+    assert "row 1 rejected: a row before it" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["[" * 100_000, '{"problem": "x", "answer": %s}' % ("9" * 5000), "[1, 2]", "null"])
+def test_a_line_that_cannot_be_read_is_one_rejected_row(tmp_path, bad):
+    (tmp_path / "a.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n' + bad)
+    problems, counts = load_problems(str(tmp_path / "a.jsonl"))
+    assert len(problems) == 1 and sum(counts.values()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", ""), ("a.csv", "problem,problem,answer\na,b,4\n"), ("a.csv", "problem,answer\n2+2,4\na,b,c\n"),
+        ("a.csv", 'problem,answer\n"2+2,4\nx,5\n'), ("a.csv", "p" * 200_000 + ",answer\nx,4\n"), ("a.json", "5"),
+        ("a.json", "[" * 100_000), ("a.parquet", "PAR1abcdefPAR1"), ("a.jsonl.gz", "no archive"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_one_error(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"cannot read .*{name}: \S") as error:
+        load_problems(str(tmp_path / name))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
 
 
 def test_parquet_in_the_reference_schema(tmp_path):

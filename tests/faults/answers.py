@@ -186,7 +186,10 @@ def _pair(family: str, rng: random.Random) -> tuple[str, str]:
     place = rng.randrange(1, len(long))
     changed = long[:place] + str((int(long[place]) + 1) % 10) + long[place + 1 :]
     pairs = {
-        "a digit of a long number": [(long, changed), (f"{long}!"[:-1], changed), (f"-{long}", f"-{changed}")],
+        "a digit of a long number": [
+            (long, changed), (f"{long}!"[:-1], changed), (f"-{long}", f"-{changed}"), (long, f"{changed}.0"),
+            (long, f"{long[0]}.{long[1:9]}\\times 10^{{17}}"), (long, f"{long}.5"),
+        ],
         "off by one": [(str(c), str(c + 1)), (str(-c), str(-c + 1)), (f"{a}x+{b}", f"{a}x+{b + 1}")],
         "numbers near zero": [
             ("0", f"{a}e-{rng.randint(7, 12)}"), (f"0.{'0' * 7}{a}", f"0.{'0' * 7}{a + 1}"), ("0", f"10^{{-{a}}}"),
@@ -200,7 +203,13 @@ def _pair(family: str, rng: random.Random) -> tuple[str, str]:
         "units": [
             (f"{a}\\text{{ cm}}", f"{a}\\text{{ km}}"), (f"{a}\\text{{ kg}}", f"{a}\\text{{ g}}"),
             (f"{a}\\text{{ hours}}", f"{a}\\text{{ minutes}}"), (f"{a}\\text{{ m}}^2", f"{a}\\text{{ m}}^3"),
+            (f"{a}\\text{{ kJ}}", f"{a}\\text{{ J}}"), (f"{a}\\text{{ V}}", f"{a}\\text{{ mV}}"),
+            (f"{a}\\text{{ Hz}}", f"{a}\\text{{ kHz}}"), (f"{a}\\text{{ decades}}", f"{a}\\text{{ years}}"),
         ],
+        "words behind a number": [
+            (str(a), f"{a}\\text{{ {word}}}")
+            for word in ("million", "thousand", "dozen", "plus six", "times seven", "squared", "is wrong", "to six")
+        ] + [(f"{a}\\text{{ million}}", str(a)), (f"{a}\\text{{ million}}", f"{a}\\text{{ thousand}}")],
         "ends of intervals": [
             (f"[{a},{b}]", f"[{b},{a}]"), (f"({a},{b}]", f"[{a},{b})"), (f"({a},{b})", f"[{a},{b}]"),
             (f"[{a},\\infty)", f"(-\\infty,{a}]"), (f"(-\\infty,{a})\\cup({b},\\infty)", f"({a},{b})"),
@@ -233,8 +242,8 @@ def _pair(family: str, rng: random.Random) -> tuple[str, str]:
 
 NEAR = (
     "a digit of a long number", "off by one", "numbers near zero", "decimals cut short", "percent", "units",
-    "ends of intervals", "order of tuples", "members of sets", "signs", "fractions turned over", "powers and roots",
-    "other variables", "matrices turned", "number systems",
+    "words behind a number", "ends of intervals", "order of tuples", "members of sets", "signs",
+    "fractions turned over", "powers and roots", "other variables", "matrices turned", "number systems",
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from luffy import make_config, train
 from luffy.errors import ConfigError, DataError, NonFiniteError
 from luffy.model.loading import load_model, load_tokenizer
 from luffy.runs import RunDirectory
+from luffy.training.engine import TorchEngine
 from luffy.training.trainer import Trainer
 
 REWARDS = """
@@ -102,6 +103,27 @@ def test_a_learning_rate_that_diverges(values, tmp_path):
     else:
         numbers = json.dumps(run.metrics())
         assert "NaN" not in numbers and "Infinity" not in numbers
+
+
+def test_weights_that_are_not_finite_are_not_saved(values, tmp_path, monkeypatch):
+    """A finite gradient and a step that overflows all the same: one error, and the checkpoint before it stays."""
+    config = make_config("luffy", **{**values, "steps": 4, "save_steps": 1, "eval_steps": 0})
+    step, taken = TorchEngine.step, []
+
+    def overflowing(self):
+        taken.append(1)
+        numbers = step(self)
+        if len(taken) == 4:  # two a step
+            next(iter(self.model.parameters())).data[0, 0] = float("inf")
+        return numbers
+
+    monkeypatch.setattr(TorchEngine, "step", overflowing)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(NonFiniteError, match=r"the weight \S+ is not finite any more"):
+        train(config, run.path)
+    assert run.latest_checkpoint()[0] == 1
+    monkeypatch.undo()
+    assert train(config, run.path).is_complete
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from helpers import trained_logprobs
+from helpers import LOOPBACK, listening, trained_logprobs
 from network import cut, faults, garbled
 from vllm_runs import EOS, SMALL, comparable, connect, moved, requests, sample, serving, tokens, weights
 
@@ -32,6 +33,7 @@ def servers(tmp_path_factory):
 def test_every_update_arrives_on_both(servers):
     model = load_model("tiny", device="cpu").eval()
     sampler, plain, reqs = connect(servers, model), TransformersSampler(model, eos_ids=[EOS], pad_id=0), requests()
+    assert listening(os.getpid()) and set(listening(os.getpid())) <= LOOPBACK  # of the group that weights go through
     for update in range(3):
         moved(model, update)
         sampler.load_weights(weights(model))
@@ -132,6 +134,43 @@ def test_weights_of_another_trainer_are_noticed(servers):
     first.restart()
     first.load_weights(weights(model))
     assert len(sample(first, requests(), temperature=1.0)) == len(requests())
+
+
+HANGS = """
+import socket, sys, threading, torch
+from luffy.errors import SamplerError
+from luffy.model.loading import load_model
+from vllm_runs import connect, requests, sample
+
+def serve(listener):
+    held = []
+    while True:
+        to, _ = listener.accept()
+        asked = to.recv(65536)
+        said = {b"/v1/models": b'{"data": [{"max_model_len": 256}]}', b"/weight_info": b'{"weight_version": "t-0"}'}
+        body = said.get(asked.split()[1])
+        if body is None:
+            held.append(to)  # and never an answer
+        else:
+            to.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+            to.close()
+
+listener = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=serve, args=(listener,), daemon=True).start()
+address = f"127.0.0.1:{listener.getsockname()[1]}"
+sampler = connect([address], load_model("tiny", device="cpu"), sends=False, token="t", timeout_s=2.0)
+try:
+    sample(sampler, requests(), temperature=0.0)
+except SamplerError as error:
+    print(error)
+"""
+
+
+def test_a_server_that_hangs_does_not_hold_up_the_end(tmp_path):
+    """One error after the time limit, and the process ends although requests still wait."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, env=environment, timeout=90)
+    assert done.stdout == "no completion has come for 2 s\n", done.stderr[-2000:]
 
 
 def test_what_cannot_be_used_is_one_error(servers, monkeypatch):

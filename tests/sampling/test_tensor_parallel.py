@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import LOOPBACK
 from vllm_runs import SMALL, comparable
 
 from luffy.runs import RunDirectory
@@ -27,9 +28,10 @@ def test_every_update_arrives_in_both_slices(tmp_path):
         [*TWO, str(WORKER), str(tmp_path / "found")], capture_output=True, text=True, env=ENVIRONMENT, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    updates, restarted = ast.literal_eval((tmp_path / "found").read_text())
+    updates, restarted, listens = ast.literal_eval((tmp_path / "found").read_text())
     assert len(updates) == 4 and restarted
     assert all(same and gap < 2e-4 for same, gap in updates)
+    assert listens and set(listens) <= LOOPBACK
     assert not list(Path("/dev/shm").glob("luffy-*"))  # nor of the one that was killed
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import children, comparable, weights
+from helpers import LOOPBACK, children, comparable, listening, weights
 
 from luffy.cli import main
 from luffy.runs import RunDirectory
@@ -119,7 +119,7 @@ def test_ranks_of_one_machine_meet_on_its_loopback(tmp_path):
         for rank in ranks:  # (a host whose name is that of its loopback would be there without)
             environment = Path(f"/proc/{rank}/environ").read_bytes().split(b"\0")
             assert {b"GLOO_SOCKET_IFNAME=lo", b"NCCL_SOCKET_IFNAME=lo"} <= set(environment)
-        assert {address for addresses in found.values() for address in addresses} <= {"127.0.0.1", "::1"}
+        assert {address for addresses in found.values() for address in addresses} <= LOOPBACK
     finally:
         to_all(launcher, signal.SIGKILL)
 
@@ -143,17 +143,3 @@ def test_a_rank_that_is_lost_is_started_again(tmp_path, silent):
     assert run.is_complete and [row["step"] for row in run.metrics()] == list(range(1, 9))
     assert not any(Path(f"/proc/{rank}").exists() for rank in first)
     assert ("no sign of life" in (tmp_path / "host.log").read_text()) == silent
-
-
-def listening(pid):
-    """The addresses that a process listens at."""
-    found = []
-    for kind, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
-        rows = [line.split() for line in Path(f"/proc/{pid}/net/{kind}").read_text().splitlines()[1:]]
-        inodes = {row[9]: row[1].split(":")[0] for row in rows if row[3] == "0A"}
-        links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
-        for inode in (link[8:-1] for link in links if link.startswith("socket:[")):
-            if inode in inodes:
-                words = [inodes[inode][i : i + 8] for i in range(0, len(inodes[inode]), 8)]
-                found.append(socket.inet_ntop(family, b"".join(bytes.fromhex(word)[::-1] for word in words)))
-    return found

@@ -1,6 +1,7 @@
 """Determinism, and resuming after real kills: the same metrics and weights to the bit."""
 
 import os
+import platform
 import random
 import shutil
 import signal
@@ -121,6 +122,60 @@ def test_damaged_checkpoint_is_passed_over(tmp_path, luffy_run, harm, caplog):
     run = resume(directory)
     assert "is damaged" in caplog.text and "the one before it" in caplog.text
     assert_same_run(run, luffy_run)
+
+
+def test_a_checkpoint_of_another_configuration_is_not_taken_up(tmp_path, luffy_run, short_run):
+    """Its files are whole, and of the same data."""
+    other = train(make_config("on_policy", **short_run), tmp_path / "other")
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(luffy_run.path, run.path, symlinks=True)
+    (run.path / "evaluation.json").unlink()
+    newest = run.path / "checkpoints" / "step-000004"
+    shutil.rmtree(newest)
+    shutil.copytree(other.path / "checkpoints" / "step-000004", newest)
+    with pytest.raises(RunError, match=r"is of another configuration .*method"):
+        resume(run.path)
+
+
+def test_a_damaged_first_stage_is_not_trained_on(tmp_path, short_run):
+    run = train(make_config("sft_rl", **short_run), tmp_path / "run")
+    for name in ("evaluation.json", "checkpoints", "final", "metrics.jsonl"):
+        path = run.path / name
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    file = run.path / "first_stage" / "final" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(RunError, match=r"final is damaged: model\.safetensors has changed"):
+        resume(run.path)
+    assert not (run.path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "evaluation.json"])
+def test_damaged_files_of_a_run_are_one_error(tmp_path, luffy_run, name, text):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    for file in ("config.json", "manifest.json", "evaluation.json"):
+        shutil.copy(luffy_run.path / file, run.path / file)
+    (run.path / name).write_bytes(text)
+    read = {"config.json": run.config, "manifest.json": run.day, "evaluation.json": run.evaluation}[name]
+    with pytest.raises(RunError, match=rf"{name} is damaged"):
+        read()
+
+
+def test_leftovers_of_other_machines_go_when_they_are_old(tmp_path):
+    run = RunDirectory(tmp_path)
+    names = (
+        ".config.json.elsewhere.7.tmp",
+        ".config.json.else.where.8.tmp",
+        f".a.json.{platform.node()}.{os.getpid()}.tmp",
+    )
+    for name in names:
+        (tmp_path / name).write_text("")
+    os.utime(tmp_path / names[0], (0, 0))
+    with run.locked():
+        assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == sorted(names[1:])
 
 
 def test_missing_metrics_rows_are_not_papered_over(tmp_path, luffy_run):

@@ -65,6 +65,11 @@ ANSWERS = [
     ("A, C", ["AC", "C, A", "\\text{A and C}"], ["A", "A, B", "ACD"]),
     ("B", ["(B) 12", "\\text{B) 12}", "B: the cat", "b", "B."], ["A or B", "A, B", "C", "Because"]),
     ("\\text{No solution for } a=3", [], ["3", "a=3"]),
+    ("5 \\text{ million}", ["5000000", "5\\text{ million}", "5{,}000{,}000", "5 million dollars"],
+        ["5", "5\\text{ billion}"]),
+    ("12345678901", ["12345678901.0", "12{,}345{,}678{,}901"], ["12345678902.0", "1.23456789\\times 10^{10}"]),
+    ("A", ["(A)", "A. 12", "(A) A cat"], ["(A) or (B)", "A: or B", "A. B. C."]),
+    ("5 \\text{ kV}", ["5", "5 kilovolts"], ["5 V", "5\\text{ mV}", "5\\text{e6}"]),
     ("5", ["x=5", "|AB|=5", "\\angle A=5", "5 \\text{ ways}", "\\text{Area}=5"],
         ["5=6", "5x", "5 \\text{ or } 6", "1 5"]),
 ]  # fmt: skip

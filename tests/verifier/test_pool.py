@@ -25,6 +25,17 @@ def boxed(answer):
     return f"hm</think> The answer is \\boxed{{{answer}}}."
 
 
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("so the answer is $42$", True), ("It is not 41. The answer is $42$.", True), ("the answer is not $42$", False),
+        ("$42$ is wrong", False), ("It isn't $42$.", False), ("The answer is $42$. That is false!", False),
+    ],
+)  # fmt: skip
+def test_an_answer_without_a_box_that_is_denied(text, right):
+    assert is_right("42", text) == right
+
+
 RIGHT = [
     ("61", "61"), ("\\frac12", "0.5"), ("142.0", "142"), ("025", "25"), ("x^2+2x+1", "(x+1)^2"), ("(1,2)", "(1,2)"),
     ("\\sqrt{6}", "\\sqrt2\\sqrt3"), ("\\frac{1}{2^{99}}", "2^{-99}"), ("\\text{Evelyn}", "\\text{Evelyn}"),

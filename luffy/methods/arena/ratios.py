@@ -55,7 +55,7 @@ class GSPO(OnPolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.on_shaping != "none":
-            raise ConfigError("gspo has the ratio of an answer, which is not shaped")
+            raise ConfigError("on_shaping is not for gspo, whose ratio is that of a whole answer")
 
     @property
     def ratios(self) -> Ratios:

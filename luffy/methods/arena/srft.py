@@ -27,7 +27,7 @@ class SRFT(WithTraces):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.on_shaping != "none" or self.epsilon is not None:
-            raise ConfigError("srft has no ratio of rollouts that could be shaped or clipped")
+            raise ConfigError("srft has no ratio of rollouts: epsilon and on_shaping have nothing to act on")
 
     @property
     def ratios(self) -> Ratios:
