@@ -240,6 +240,8 @@ def _pair(family: str, rng: random.Random) -> tuple[str, str]:
     return rng.choice(pairs[family])
 
 
+HONEST = "right, "
+
 NEAR = (
     "a digit of a long number", "off by one", "numbers near zero", "decimals cut short", "percent", "units",
     "words behind a number", "ends of intervals", "order of tuples", "members of sets", "signs",
@@ -259,17 +261,21 @@ def near_misses(each: int = 20) -> Iterator[Case]:
 
 
 def honest(count: int = 200) -> Iterator[Case]:
-    """Right answers in other notations; half of them are more than integers."""
+    """Right answers in other notations, whose families begin with HONEST; half of them are more than integers."""
     rng = random.Random("honest")
     for _ in range(count):
         a, b, c = rng.randint(2, 40), rng.randint(41, 99), rng.randint(100, 999)
-        gold, answer = rng.choice(
+        family, (gold, answer) = rng.choice(
             [
-                (str(c), str(c)), (str(c), f"{c}.0"), (f"{c}000", f"{c},000"), (f"\\frac{{{a}}}{{{b}}}", f"{a}/{b}"),
-                (f"{a / 4}", f"\\frac{{{a}}}{{4}}"), (f"({a},{b})", f"\\left({a}, {b}\\right)"),
-                (f"{a}\\sqrt{{{b}}}", f"\\sqrt{{{b}}}\\cdot {a}"), (f"x^2+{2 * a}x+{a * a}", f"(x+{a})^2"),
-                (f"[{a},{b})", f"[{a}, {b})"), (f"{a},{b}", f"{b}, {a}"), (f"{a}\\%", f"{a} \\%"),
-                (f"{a}\\text{{ cm}}", f"{a}\\,\\mathrm{{cm}}"), (f"x={c}", str(c)), (f"2^{{{a}}}", str(2**a)),
+                ("integers", (str(c), str(c))), ("integers", (str(c), f"{c}.0")),
+                ("thousands", (f"{c}000", f"{c},000")), ("fractions", (f"\\frac{{{a}}}{{{b}}}", f"{a}/{b}")),
+                ("fractions", (f"{a / 4}", f"\\frac{{{a}}}{{4}}")),
+                ("tuples", (f"({a},{b})", f"\\left({a}, {b}\\right)")),
+                ("roots", (f"{a}\\sqrt{{{b}}}", f"\\sqrt{{{b}}}\\cdot {a}")),
+                ("polynomials", (f"x^2+{2 * a}x+{a * a}", f"(x+{a})^2")), ("intervals", (f"[{a},{b})", f"[{a}, {b})")),
+                ("lists", (f"{a},{b}", f"{b}, {a}")), ("percent", (f"{a}\\%", f"{a} \\%")),
+                ("units", (f"{a}\\text{{ cm}}", f"{a}\\,\\mathrm{{cm}}")), ("equations", (f"x={c}", str(c))),
+                ("powers", (f"2^{{{a}}}", str(2**a))),
             ]
         )  # fmt: skip
-        yield Case("honest", gold, boxed(answer))
+        yield Case(f"{HONEST}{family}", gold, boxed(answer))

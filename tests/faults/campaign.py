@@ -1,4 +1,4 @@
-"""The fault campaign: `python tests/faults/campaign.py` tries some 1,700 faults and prints the table of
+"""The fault campaign: `python tests/faults/campaign.py` tries some 1,750 faults and prints the table of
 tests/faults/README.md, those of vLLM and its servers where vLLM and DeepSpeed are installed. `--only soak network`
 runs some of its parts.
 """
@@ -85,7 +85,7 @@ if find_spec("vllm") and find_spec("deepspeed"):
     PARTS |= {
         "vllm": lambda folder: vllm_kills(folder, 10),
         "servers": lambda folder: server_kills(folder, 10),
-        "slices": lambda folder: slice_kills(folder, 3),
+        "slices": lambda folder: slice_kills(folder, 6),
         "network": network,
         "soak-vllm": lambda folder: soak(folder, 200, "soak with vLLM", sampler="vllm"),
     }
@@ -114,6 +114,7 @@ def main() -> None:
     if "throughput" in chosen.only:  # which needs the machine for itself
         found += tried("throughput")
     print(table(found))
+    print("".join(f"\n{outcome.kind}: {outcome.fault}" for outcome in found if outcome.kind.startswith("soak")))
     sys.exit(any(outcome.lost for outcome in found))
 
 

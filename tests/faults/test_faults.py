@@ -1,7 +1,7 @@
 """The fault campaign in short: each fault a few times. `python tests/faults/campaign.py` is the long one."""
 
 import pytest
-from answers import honest, hostile, near_misses
+from answers import HONEST, honest, hostile, near_misses
 from disk import damaged, damaged_cache, full, read_only, too_large
 from jupyter_kernels import kernel_kills
 from kills import kills, second_start, verifier_kills
@@ -60,7 +60,7 @@ def test_hostile_answers_and_near_misses():
     cases = [*hostile(4), *near_misses(6), *honest(40)]
     with Verifier(workers=2, timeout_s=2, memory_mb=1024) as verifier:
         scores = verifier.score([case.completion for case in cases], [case.gold for case in cases])
-    wrong = [case for case, score in zip(cases, scores, strict=True) if score != (case.family == "honest")]
+    wrong = [case for case, score in zip(cases, scores, strict=True) if score != case.family.startswith(HONEST)]
     assert not wrong, [(case.family, case.gold, case.completion[:120]) for case in wrong]
 
 
