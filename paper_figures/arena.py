@@ -36,8 +36,8 @@ SHARED = ("steps", "difficulties", "num_traces", "trace_errors", "verbosity")  #
 CAPTION = (
     "Arena. Top: accuracy in distribution (%) of every method with its 95% interval, over base models in equal parts "
     "(one standard deviation for all methods of a world; one that varies more keeps its own); open: at equal cost, "
-    "when as much is spent as by the cheapest method with rollouts. Bottom: accuracy over operations per parameter, "
-    "means over seeds. Methods of a world share base models, problems, steps and rows of a group."
+    "when as much is spent as by the methods with rollouts in the median, or all if that is less. Bottom: accuracy over "
+    "operations per parameter, means over seeds. Methods of a world share base models, problems, steps and rows of a group."
 )
 
 

@@ -119,10 +119,10 @@ def _crossings(x: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
-    """Every method's accuracy, in percent, at the operations of the method with rollouts that spends the least at a
-    point: columns axis, point, operations, base, then for every method its label and "+-", the half-width of the 95%
-    interval, and best (those that cannot be told from the best: pooled deviation, p >= 0.05). SFT spends less and
-    stands at its end. The default world has one row."""
+    """Every method's accuracy, in percent, at the cost.equal_budget of a point: columns axis, point, operations, base,
+    then for every method its label, with "+-" the half-width of the 95% interval, with "less" whether the method spends
+    less in all and stands at its end, and best (those that cannot be told from the best: pooled deviation, p >= 0.05).
+    The default world has one row."""
     table = points(runs)
     curves = runs.curves[runs.curves["run"].isin(table["run"])].sort_values(["run", "step"])
     curves = curves.assign(spent=cost.operations(curves))
@@ -132,9 +132,8 @@ def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
         facts = {"axis": axis, "point": part["point"].iloc[0]}
         if axis == "teacher" and is_own(facts):
             continue
-        sampled = part[part["method"] != "sft"]
-        cheapest = sampled.groupby("method")["spent"].mean().idxmin()
-        budget = float(sampled[sampled["method"] == cheapest]["spent"].max())
+        spent = part.groupby("method")["spent"].mean()
+        budget = cost.equal_budget(spent.drop("sft", errors="ignore"))
         mine = curves[curves["run"].isin(part["run"])]
         found = {run: cost.reached(rows_of, budget, f"eval/{score}") for run, rows_of in mine.groupby("run")}
         part = part.assign(value=100 * part["run"].map(found)).dropna(subset=["value"])
@@ -151,6 +150,7 @@ def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
         ]
         for method in SHOWN:
             facts[METHODS[method].label] = means.get(method, np.nan)
+            facts[f"{METHODS[method].label} less"] = bool(spent.get(method, budget) < budget)
             facts[f"{METHODS[method].label} +-"] = inference.pooled_half(cells.get(method, []), deviation, df)
         rows.append({**facts, "best": ", ".join(METHODS[method].label for method in near)})
     return pd.DataFrame(rows)

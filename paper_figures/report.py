@@ -159,7 +159,8 @@ def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str
             "of the leads' errors in which it does so at all):\n\n" + _crossings(leads),
             *(
                 f"At equal cost, accuracy {name} with 95% intervals (millions of operations per parameter, as many as "
-                f"the cheapest method with rollouts spends at a point):\n\n{_cost(runs, score)}"
+                "the methods with rollouts spend in the median; * spends less in all, and stands at its end):\n\n"
+                + _cost(runs, score)
                 for score, name in leads_of.COLUMNS.items()
             ),
         ]
@@ -194,7 +195,8 @@ def _cost(runs: Runs, score: str) -> str:
         cells |= {"operations": f"{row['operations'] / 1e6:.1f}", "base": f"{row['base']:.1f}"}
         for method in SHOWN:
             label = METHODS[method].label
-            cells[label] = tables.with_interval(row[label], row[f"{label} +-"]) if row[label] == row[label] else "–"
+            value = tables.with_interval(row[label], row[f"{label} +-"]) if row[label] == row[label] else "–"
+            cells[label] = value + (" *" if row[f"{label} less"] else "")
         rows.append({**cells, "best": row["best"]})
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
@@ -203,7 +205,8 @@ def _arena(worlds: Mapping[str, pd.DataFrame]) -> str:
     parts = [
         "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)), and beside them the rivals of "
         "their worlds. Means are over base models in equal parts. Ranks have their 95% range; `best` is the chance to "
-        "be the best, `equal` the accuracy in distribution at equal cost. Demonstrations of older runs were not "
+        "be the best, `equal` the accuracy in distribution at equal cost: what the methods with rollouts spend in the "
+        "median (* spends less in all, and stands at its end). Demonstrations of older runs were not "
         "counted (–). Verdicts: p < 0.05 after Holm's correction within a sentence; no effect: within "
         f"{claims.BOUNDS['points']:g} points by two one-sided tests.",
         "![Accuracy of every method with intervals, and over operations](baselines/arena.png)",

@@ -145,15 +145,16 @@ def scores(jobs: Sequence[Job]) -> pd.DataFrame:
 
 
 def with_cost(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The scores of a world's runs, with their operations, and `equal`: the accuracy in distribution at equal cost,
-    that of the cheapest method with rollouts.
+    """The scores of a world's runs, with their operations, the `budget` of equal cost (cost.equal_budget), and `equal`:
+    the accuracy in distribution when as much is spent.
 
     table: columns run, method, generated_tokens, trained_tokens, of which operations are made. curves: as `curves` has
     them.
     """
     table = table.assign(operations=cost.spent_on(table["generated_tokens"], table["trained_tokens"]))
     sampled = table[[METHODS[method].samples for method in table["method"]]]
-    budget = float(sampled.groupby("method")["operations"].mean().min()) if len(sampled) else float("inf")
+    budget = cost.equal_budget(sampled.groupby("method")["operations"].mean())
+    table["budget"] = budget
     if "eval/id" in curves:
         found = {run: cost.reached(rows, budget) for run, rows in curves.groupby("run")}
         table["equal"] = table["run"].map(found)
@@ -232,13 +233,15 @@ def agreement(
     return found
 
 
-def against(scores: pd.DataFrame, rival: str, bound: float, column: str = "id") -> pd.DataFrame:
-    """How far each method but RIVALS is ahead of one of these: columns method, lead, low, high (points), p (Holm over
-    the methods), verdict ("ahead", "behind", "no effect" within +-bound points, "undecided")."""
+def against(
+    scores: pd.DataFrame, rival: str, bound: float, column: str = "id", but: Sequence[str] = RIVALS
+) -> pd.DataFrame:
+    """How far each method `but` these, and the rival itself, is ahead of the rival: columns method, lead, low, high
+    (points), p (Holm over the methods), verdict ("ahead", "behind", "no effect" within +-bound points, "undecided")."""
     import pandas as pd
 
     means = inference.blocked_means(scores.assign(value=100 * scores[column]), "value")
-    others = [method for method in METHODS if method in means.names and method not in RIVALS]
+    others = [method for method in METHODS if method in means.names and method not in (*but, rival)]
     effects = [means.difference(method, rival) for method in others]
     rows = []
     for method, effect, p in zip(others, effects, inference.holm([effect.p for effect in effects]), strict=True):
@@ -248,8 +251,8 @@ def against(scores: pd.DataFrame, rival: str, bound: float, column: str = "id") 
 
 
 def table(scores: pd.DataFrame) -> pd.DataFrame:
-    """The table of a world, as text: methods by their score in distribution; out of distribution, at equal cost, ranks,
-    and what was spent.
+    """The table of a world, as text: methods by their score in distribution; out of distribution, at equal cost (with
+    a * if less is spent in all), ranks, and what was spent.
 
     scores: of its runs, as `scores` has them.
     """
@@ -265,7 +268,8 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
         cells = {"method": row["label"], "seeds": row["seeds"], "id": _interval(row["id"], row["half"])}
         for column, ranks in others.items():
             other = ranks.loc[row["method"]]
-            cells[column] = _interval(other[column], other["half"])
+            less = column == "equal" and mine["operations"].mean() < mine["budget"].iloc[0]
+            cells[column] = _interval(other[column], other["half"]) + (" *" if less else "")
         cells |= {
             "rank": f"{row['rank']}" + (f" [{row['rank low']:.0f}, {row['rank high']:.0f}]" if known else ""),
             "best": f"{row['best']:.0%}" if known else "–",
@@ -354,20 +358,29 @@ def token_weights(method: Method, probability: Tensor, entropy: float = 0.5) -> 
 
 
 def plot_token_weights(names: Sequence[str], entropy: float = 0.5) -> Figure:
-    """`token_weights` of methods over the probability, a panel for each of the two terms."""
+    """`token_weights` of methods over the probability, a panel for each of the two terms; methods with one curve share
+    its line. A method whose weight is 0 has none."""
     import torch
 
     probability = torch.linspace(1e-3, 0.999, 400)
     figure, axes = style.grid(2, columns=2, width=5.0)
-    for name in names:
-        for axis, weight in zip(axes, token_weights(METHODS[name](), probability, entropy), strict=True):
-            if bool((weight != 0).any()):
-                axis.plot(probability, weight, label=METHODS[name].label, **style.look(name))
+    found = {name: token_weights(METHODS[name](), probability, entropy) for name in names}
+    for place, axis in enumerate(axes):
+        alike: list[list[str]] = []
+        for name in [name for name in names if bool((found[name][place] != 0).any())]:
+            near = (group for group in alike if torch.allclose(found[name][place], found[group[0]][place], rtol=0.01))
+            if (group := next(near, None)) is None:
+                alike.append([name])
+            else:
+                group.append(name)
+        for group in alike:
+            label = ", ".join(METHODS[name].label for name in group)
+            axis.plot(probability, found[group[0]][place], label=label, **style.look(group[0]))
+        axis.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28))
     for axis, term in zip(
         axes, ("policy term, per unit of advantage", "likelihood term, with its coefficient"), strict=True
     ):
         axis.set(
             title=term, xlabel="probability of the token π", ylabel="weight of ∇ log π", yscale="log", ylim=(1e-4, 12)
         )
-    style.legend_below(figure, axes)
     return figure

@@ -28,6 +28,15 @@ def operations(curves: pd.DataFrame) -> pd.Series[float]:
     return spent.fillna(0) + earlier.reindex(keys).to_numpy()
 
 
+def equal_budget(spent: pd.Series[float]) -> float:
+    """The operations at which methods are compared: the median of what a run of each method with rollouts spends (not
+    the least, which may be that of a policy that has stopped to answer at length). A method that spends less in all is
+    read at its end.
+
+    spent: mean operations by method."""
+    return float(spent.median()) if len(spent) else math.inf
+
+
 def reached(curve: pd.DataFrame, budget: float, metric: str = "eval/id") -> float:
     """Validation accuracy when that many operations are spent: the mean of the validations within the last quarter of
     the budget, or of the run where it spends less; interpolated where there is none. NaN without validations.

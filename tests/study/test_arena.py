@@ -155,8 +155,9 @@ def test_what_a_token_counts_for():
     }  # fmt: skip
     for name, weights in likelihoods.items():
         torch.testing.assert_close(arena.token_weights(METHODS[name](), p)[1], weights)
-    figure = arena.plot_token_weights(["luffy", "dft"])
-    assert [len(axis.get_lines()) for axis in figure.axes] == [1, 1]
+    figure = arena.plot_token_weights(["luffy", "dft", "ampo", "pope", "sft"])
+    lines = [[line.get_label() for line in axis.get_lines()] for axis in figure.axes]
+    assert lines == [["LUFFY, AMPO"], ["DFT", "SFT"]]
 
 
 def test_the_worlds_and_as_many_trials_for_each():
