@@ -7,7 +7,7 @@ luffy.study.arena.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,11 +19,13 @@ from luffy.study import arena, style
 
 from .claims import BOUNDS
 from .files import missing
-from .runs import Runs, recipe
+from .runs import NoDataError, Runs, from_jobs, merge, recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from luffy.study.experiments import Job
 
 TITLES = {
     "paper": "the default base",
@@ -36,8 +38,9 @@ SHARED = ("steps", "difficulties", "num_traces", "trace_errors", "verbosity")  #
 CAPTION = (
     "Arena. Top: accuracy in distribution (%) of every method with its 95% interval, over base models in equal parts "
     "(one standard deviation for all methods of a world; one that varies more keeps its own); open: at equal cost, "
-    "when as much is spent as by the methods with rollouts in the median, or all if that is less. Bottom: accuracy over "
-    "operations per parameter, means over seeds. Methods of a world share base models, problems, steps and rows of a group."
+    "when as much is spent as by the methods with rollouts in the median, or all if that is less. Bottom: accuracy "
+    "over operations per parameter, means over seeds. Methods of a world share base models, problems, steps and rows "
+    "of a group."
 )
 
 
@@ -106,21 +109,45 @@ def _standings(axis: Axes, table: pd.DataFrame) -> None:
 
 
 def agreement(worlds: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """How far each paper's order of methods is that of the default world: columns paper, benchmarks, claimed (the
-    methods with their numbers, in the claimed order), methods, tau, low, high (luffy.study.arena.agreement), source.
+    """How far each paper's order of methods is that of the default world: columns paper, benchmarks, grader, claimed
+    (the methods with their numbers, in the claimed order), quoted (numbers that the paper has from others, which do not
+    count), methods, tau, low, high (luffy.study.arena.agreement), source.
 
     A paper's numbers are of its own runs, by one grader; numbers of different papers are not compared.
     """
-    claimed = pd.read_csv(PUBLISHED / "arena.csv")
     rows = []
-    for paper, part in claimed[claimed["own"] == "yes"].groupby("paper", sort=False):
+    for paper, part in pd.read_csv(PUBLISHED / "arena.csv").groupby("paper", sort=False):
         ordered = part.sort_values("accuracy", ascending=False)
-        numbers = dict(zip(ordered["method"], ordered["accuracy"], strict=True))
-        said = ", ".join(f"{METHODS[method].label} {value:.1f}" for method, value in numbers.items())
-        found = arena.agreement(worlds["paper"], numbers)
-        facts = {"paper": paper, "benchmarks": part["benchmarks"].iloc[0], "claimed": said}
+        own, quoted = (
+            {row["method"]: row["accuracy"] for row in ordered.to_dict("records") if row["own"] == said}
+            for said in ("yes", "no")
+        )
+        facts = {"paper": paper, "benchmarks": part["benchmarks"].iloc[0], "grader": part["grader"].iloc[0]}
+        facts |= {"claimed": _numbers(own), "quoted": _numbers(quoted)}
+        found = arena.agreement(worlds["paper"], own)
         rows.append({**facts, **found, "source": "; ".join(dict.fromkeys(part["source"]))})
     return pd.DataFrame(rows)
+
+
+def _numbers(accuracies: Mapping[str, float]) -> str:
+    return ", ".join(f"{METHODS[method].label} {value:.1f}" for method, value in accuracies.items())
+
+
+def beside(runs: Runs, world: str, jobs: Sequence[Job]) -> pd.DataFrame:
+    """The scores of a world's committed runs with those of one's own newer methods beside them, as `scores` has them.
+    Raises NoDataError if nothing is committed of the world, or one's own runs have another base or other settings."""
+    preset = arena.WORLDS.get(world, world)
+    known = runs.runs[runs.runs["set"] == preset]
+    if world not in scores(runs):
+        raise NoDataError(f"no runs of the world {world} are committed, or not all of its rivals': {COMMAND}")
+    own = from_jobs({preset: [job for job in jobs if job.config.method.name not in arena.RIVALS]}, "own")
+    for row in own.runs.to_dict("records"):
+        there = known.iloc[0]
+        other = [name for name in SHARED if row[name] != there[name]]
+        other += ["model"] * (recipe(row["model"]) != recipe(there["model"]))
+        if other:
+            raise NoDataError(f"the runs of {row['method']} differ from the committed ones in {', '.join(other)}")
+    return scores(merge(runs, own))[world]
 
 
 def conclusions(worlds: Mapping[str, pd.DataFrame]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from scipy import stats
 from luffy import METHODS, make_config
 from luffy.evaluation.paper_numbers import PUBLISHED
 from luffy.study import arena, cost
+from luffy.study.experiments import Job
 from paper_figures import arena as standings
 from paper_figures import claims, runs
 from paper_figures import map as leads
@@ -198,6 +200,31 @@ def test_other_settings_do_not_meet():
     assert set(standings.scores(replace(ARENA, runs=changed))) == {"strong"}
 
 
+def test_own_runs_beside_the_committed_ones(monkeypatch):
+    """Two seeds of a method at 90% join the default world; rivals of one's own, and runs of another world, do not."""
+    own = made([("arena", OWN, "maxrl", seed, 0.9) for seed in (0, 1)])
+    own = replace(own, manifest={"0": {}, "1": {}})
+    known = replace(ARENA, manifest={str(run): {} for run in ARENA.runs["run"]})
+    asked = []
+
+    def from_jobs(sets, source):
+        asked.extend(job.config.method.name for jobs in sets.values() for job in jobs)
+        return own
+
+    monkeypatch.setattr(standings, "from_jobs", from_jobs)
+    jobs = [Job(make_config(name), Path(name)) for name in ("luffy", "maxrl")]
+    table = standings.beside(known, "paper", jobs)
+    assert asked == ["maxrl"]
+    assert arena.standings(table)["method"].tolist() == ["maxrl", "hpt", "sft_rl", "srft", "luffy", "on_policy", "sft"]
+    with pytest.raises(NoDataError, match="no runs of the world corner"):
+        standings.beside(known, "corner", jobs)
+    own.runs["steps"] = 7
+    with pytest.raises(NoDataError, match="the runs of maxrl differ from the committed ones in steps"):
+        standings.beside(known, "paper", jobs)
+    with pytest.raises(NoDataError, match="in steps, model"):
+        standings.beside(known, "strong", jobs)
+
+
 def test_verdicts_of_the_arena():
     """In the default world the error of a difference is sqrt(2) points, with 6 degrees of freedom."""
     worlds = standings.scores(ARENA)
@@ -227,7 +254,7 @@ def test_agreement_with_what_papers_claim():
     assert pair["methods"] == 2 and math.isnan(pair["tau"])
     table = standings.agreement(worlds).set_index("paper")
     assert table.loc["HPT", "methods"] == 6 and table.loc["HPT", "claimed"].startswith("HPT 52.7, LUFFY 49.8")
-    assert "LUFFY" not in table.loc["TRAPO", "claimed"]  # copied from its paper
+    assert "LUFFY" not in table.loc["TRAPO", "claimed"] and "LUFFY 55.5" in table.loc["TRAPO", "quoted"]
 
 
 def test_claimed_numbers_agree_with_the_other_tables():

@@ -36,6 +36,37 @@ METHODS = {
     "sft_rl": {**RL, **CLIP, "first_stage_num_off_policy": 1, "sft_learning_rate": 1e-3, "first_stage_steps": 0,
                "complement": "tinyworld", "complement_split": "complement"},
 }  # fmt: skip
+SD = {"scale_rewards": "group"}  # GRPO: divided by the group's standard deviation
+ARENA_METHODS_AT_500 = {  # as published, for 500 steps of 128 problems; numbers in comments are arXiv's, or ours
+    "hpt": {**RL, **NO_CLIP, "gate": 0, "sft_loss_coef": 0.1},  # 2509.04419, train.sh; ours: 1.0 on sums over 8,192
+    "superrl": {**SD, **CLIP, "gate": 0, "sft_loss_coef": 0.1},  # 2506.01096; HPT's coefficient
+    "chord_mu": {**CLIP, "mu": {"start": 0.9, "end": 0.05, "steps": 200}, "beside": 2, "loss_type": "dapo",
+                 "beta": 0.0},  # 2508.11408, mix_chord.yaml; ours: two of ten rows are a fifth
+    "chord_phi": {**CLIP, "mu": 0.1, "beside": 2, "loss_type": "dapo", "beta": 0.0},  # the same
+    "prefix_rft": {**RL, **CLIP, "prefix_low": {"start": 0.95, "end": 0.05, "steps": 500}, "prefix_high": 0.95,
+                   "entropy_quantile": 0.8},  # 2507.01679, Section 3, A.2
+    "uft": {**SD, **CLIP, "hint_pieces": 5, "hint_share": {"start": 0.95, "end": 0.05, "steps": 300}, "hint_steps": 300,
+            "sft_loss_coef": 0.001, "beta": 0.001},  # 2505.16984, run.py
+    "relift": {**RL, **NO_CLIP, "sft_queue": 128, "sft_loss_coef": 1.0},  # 2506.07527, train.sh
+    "exgrpo": {**RL, **NO_CLIP, "replay_share": 0.5, "replay_start": 0.35, "replay_sigma": 1.0, "gamma": 0.1},
+    # 2510.02245, run_exgrpo.sh
+    "trapo": {**RL, **NO_CLIP, "alpha": 0.1, "first_share": 0.25, "second_share": 0.5},  # 2512.17636, train_trapo.sh
+    "ampo": {**RL, **CLIP, "num_off_policy": 2, "gamma": 0.1},  # 2510.02227, train_ampo.sh
+    "bread": {**SD, **CLIP, "episodes": 10, "success_min": 1 / 8, "success_max": 7 / 8},  # 2506.17211; bounds ours
+    "pope": {**RL, **CLIP, "guided_share": 0.5, "prefix_share": 0.5},  # 2601.18779; shares ours
+    "questa": {**RL, **CLIP, "guided_share": 1.0,
+               "prefix_share": {"start": 0.5, "end": 0.25, "steps": 250, "shape": "step"}},  # 2507.13266; step ours
+    "srft": {**RL, **NO_CLIP, **TRACE, "sft_weight": 0.03, "right_weight": 0.1},  # 2506.19767; ours: 0.5 on sums
+    "rl_plus": {**RL, **NO_CLIP, **TRACE, "focus": 0.5},  # 2508.00222, train_RL-PLUS.sh
+    "dft": {"sft_loss_coef": 1.0, "num_off_policy": 1, "entropy_coef": 0.0, "sft_learning_rate": 2e-3},  # 2508.05629; Q
+    "psft": {"epsilon": 0.2, "epsilon_high": 0.28, "num_off_policy": 1, "entropy_coef": 0.0,
+             "loss_type": "dapo"},  # 2508.17784, run_psft.sh
+    "dapo": {**SD, "epsilon": 0.2, "epsilon_high": 0.28, "max_resamples": 10, "loss_type": "dapo"},  # 2503.14476; verl
+    "gspo": {**SD, "epsilon": 3e-4, "epsilon_high": 4e-4, "loss_type": "grpo"},  # 2507.18071
+    "cispo": {**SD, "epsilon": 0.2, "epsilon_high": 0.28, "loss_type": "dapo"},  # 2506.13585; DAPO's bounds
+    "maxrl": {**CLIP, "scale_rewards": "mean"},  # 2602.02710
+    "opd": {**NO_CLIP, "teacher_coef": 1.0, "reward_coef": 0.0, "beta": 0.0},  # Thinking Machines, train_on_policy.py
+}  # fmt: skip
 PAPER = {
     "rollout_batch_size": 128, "mini_batch_size": 64, "num_generations": 8, "temperature": 1.0,  # P4
     "max_prompt_length": 1024, "max_completion_length": 8192,  # R
@@ -199,10 +230,16 @@ def test_seeds_that_were_added():
         assert found == set(range(count)), key
 
 
+@pytest.mark.parametrize("method", ARENA_METHODS_AT_500)
+def test_methods_of_the_arena(method):
+    config = make_config(method, **({"teacher": "tiny"} if method == "opd" else {}))
+    assert shown(config, ARENA_METHODS_AT_500[method]) == ARENA_METHODS_AT_500[method]
+
+
 def test_every_file_and_method_is_in_the_tables():
     files = set(PRESETS)
     assert files == {*CONFIGURATIONS, *(f"ablation_{name}" for name in ABLATIONS)}
-    assert set(METHODS) == set(PAPER_METHODS)
+    assert set(METHODS) == set(PAPER_METHODS) and set(ARENA_METHODS_AT_500) == set(ARENA_METHODS)
 
 
 def test_each_method_in_the_arena():
