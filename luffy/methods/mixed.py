@@ -19,7 +19,7 @@ from .on_policy import Grouped
 from .prefixes import prefix_shares
 from .rows import PREFIXES, ROLLOUT, SHARES, Batch, Draw, Rounds, Signal, Start, part, whole
 
-OffShaping = Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power"]
+OffShaping = Literal["none", "regularized", "log", "prob_plus_log", "sqrt", "power", "parabola", "trust_region"]
 
 
 @settings
@@ -101,6 +101,7 @@ class Mixed(WithTraces):
             "log": {"weight": self.shaping_weight},
             "prob_plus_log": {"weight": self.shaping_weight},
             "power": {"exponent": self.shaping_exponent},
+            "trust_region": {"alpha": self.gamma},
         }
         shape = shaping.get(self.off_shaping, **parameters.get(self.off_shaping, {}))
         return replace(super().ratios, off_shaping=shape, off_ratio_clip=(self.off_ratio_min, self.off_ratio_max))

@@ -31,7 +31,7 @@ class Grouped(Method):
     on_shaping: Literal["none", "regularized", "sqrt", "power"] = "none"
     """Shaping of both probabilities in the on-policy ratio (log and prob_plus_log would not be ratios)."""
     gamma: Positive = 0.1
-    """Parameter of the regularized shaping."""
+    """Parameter of the regularized shaping, and of the trust region (alpha)."""
     on_gamma: Positive | None = None
     """Parameter of the regularized on-policy shaping; None: gamma."""
     shaping_exponent: Positive = 0.5

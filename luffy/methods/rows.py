@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..objective import group_advantages, row_means
+from ..shaping import Shaping
 
 NO_TOKENS = np.zeros(0, dtype=np.int32)
 # The last words of the keys of random numbers, which no prompt or generation index is: they keep the streams apart.
@@ -344,6 +345,12 @@ class Signal:
             batch.foreign,
             batch.spread(torch.arange(len(batch.rows))),
         )
+
+    def shaped(self, shape: Shaping, logp: Tensor) -> Signal:
+        """With a likelihood term whose tokens count for f'(p) p, the weight that a shaping f has in the policy term.
+
+        logp: (N,) of the policy, without gradient."""
+        return replace(self, likelihood=self.likelihood * shape.gradient_weight(logp.exp()))
 
     @property
     def active(self) -> Tensor:

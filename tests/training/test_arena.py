@@ -64,6 +64,16 @@ def test_counts_of_what_the_methods_do(runs):
     assert any(values("exgrpo", "rows/replayed")) and not any(values("exgrpo", "total/demonstrations"))
     for line in lines["hpt"]:  # traces where no rollout is right, whose rollouts are not learned from
         assert line["groups/without_trace"] == pytest.approx(1 - line["groups/all_wrong"])
+    for line in lines["superrl"]:
+        assert line["groups/without_trace"] == pytest.approx(1 - line["groups/all_wrong"])
+    for name in ("srft", "rl_plus", "dft", "psft"):  # a trace in every group
+        assert values(name, "total/demonstrations") == [4, 8, 12, 16]
+    for line, last in zip(lines["ampo"], [0, *values("ampo", "total/demonstrations")], strict=False):
+        assert line["total/demonstrations"] - last == 4 * line["groups/all_wrong"]  # one for each group, which has one
+    guided = np.diff([0, *values("trapo", "total/demonstrations")])  # of up to four rows in each of four groups
+    assert (guided >= 4 * np.array(values("trapo", "groups/all_wrong"))).all() and (guided < 16).any()
+    for name in ("exgrpo", "relift"):  # what is remembered at the cut goes through the checkpoint
+        assert (runs(name).path / "checkpoints" / "step-000002" / "memory.npz").stat().st_size > 500
     assert any(values("hpt", "rows/unused")) and values("hpt", "total/demonstrations")[-1] > 0
     assert any(values("dapo", "groups/redrawn")) and any(values("dapo", "rows/unused"))
     assert any(values("bread", "rows/unused"))
@@ -79,7 +89,7 @@ def test_counts_of_what_the_methods_do(runs):
 
 
 def test_what_contradicts_a_method_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="not shaped"):
+    with pytest.raises(ConfigError, match="on_shaping is not for gspo"):
         make_config("gspo", on_shaping="sqrt")
     with pytest.raises(ConfigError, match="no ratio of rollouts"):
         make_config("srft", epsilon=0.2)
@@ -96,3 +106,18 @@ def test_a_finished_run_is_the_teacher(runs, tmp_path):
     teacher = str(runs("dft").path / "final")
     run = train(make_config("opd", **{**SHORT, "steps": 1}, teacher=teacher), tmp_path / "run")
     assert run.is_complete and run.metrics()[0]["kl"] > 0
+
+
+def test_distillation_as_a_loss_and_with_rewards(tmp_path):
+    """The same teacher in the KL term instead of the advantage, beside the reward, and both without it: three gradients;
+    without any of them there is none."""
+    values = {**SHORT, "steps": 1, "entropy_coef": 0.0, "teacher": "tiny:own_share=0.8"}
+    parts = {
+        "loss": {"teacher_coef": 0.0, "beta": 0.1}, "advantage": {}, "both": {"reward_coef": 1.0},
+        "nothing": {"teacher_coef": 0.0},
+    }  # fmt: skip
+    norms = {
+        name: train(make_config("opd", **values, **part), tmp_path / name).metrics()[-1]["grad_norm"]
+        for name, part in parts.items()
+    }
+    assert norms.pop("nothing") == 0 and min(norms.values()) > 0 and len(set(norms.values())) == 3

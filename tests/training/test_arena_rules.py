@@ -1,6 +1,7 @@
 """The rules of the methods after LUFFY, by hand: schedules, ratios, who joins a group, memory, weights."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -96,10 +97,27 @@ def test_a_schedule_by_flag_and_in_a_file(tmp_path):
     ],
 )
 def test_weights_of_the_new_shapings(shape, weight):
+    """In the policy term by their gradient, and in the likelihood term."""
     p = torch.tensor([0.01, 0.05, 0.2, 0.5, 0.9], requires_grad=True)
     (slope,) = torch.autograd.grad(shape(p).sum(), p)
     torch.testing.assert_close(slope * p, weight(p))
     torch.testing.assert_close(shape.gradient_weight(p), weight(p))
+    ones = torch.ones(5)
+    signal = Signal(ones, ones, 0.5 * ones, ones, torch.ones(5, dtype=torch.bool), torch.arange(5))
+    torch.testing.assert_close(signal.shaped(shape, p.detach().log()).likelihood, 0.5 * weight(p.detach()))
+
+
+def test_values_of_the_new_shapings():
+    """x - x^2 / 2; and x / alpha, which is 1 at alpha, then 1 + log(x / alpha)."""
+    x = torch.tensor([0.05, 0.1, 0.5, 1.0])
+    torch.testing.assert_close(shaping.Parabola()(x), torch.tensor([0.04875, 0.095, 0.375, 0.5]))
+    expected = torch.tensor([0.5, 1.0, 1 + math.log(5), 1 + math.log(10)])
+    torch.testing.assert_close(shaping.TrustRegion(0.1)(x), expected)
+    for name, parameter in (("parabola", None), ("trust_region", 0.2)):
+        values = {"gamma": parameter} if parameter else {}
+        assert make_config("mixed", off_shaping=name, **values).method.ratios.off_shaping == shaping.get(
+            name, **({"alpha": parameter} if parameter else {})
+        )
 
 
 # --- ratios, clips, scales -------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@ of the loss follows a schedule (mu), or whose tokens count for p (1 - p) (phi)."
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
+from ... import shaping
 from ..base import register
 from ..fields import Clip, PositiveInt, settings
 from ..on_policy import Grouped
@@ -56,5 +56,4 @@ class ChordMu(Chord):
 @register("chord_phi", "CHORD-phi")
 class ChordPhi(Chord):
     def live(self, signal: Signal, now: Now) -> Signal:
-        prob = now.logp.exp()
-        return replace(signal, likelihood=signal.likelihood * prob * (1 - prob))
+        return signal.shaped(shaping.Parabola(), now.logp)

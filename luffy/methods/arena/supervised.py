@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ... import shaping
 from ...objective import Ratios
 from ..base import register
 from ..fields import Clip, NonNegative
@@ -20,7 +21,7 @@ class DFT(SFT):
     """A token's likelihood counts for its own probability."""
 
     def live(self, signal: Signal, now: Now) -> Signal:
-        return replace(signal, likelihood=signal.likelihood * now.logp.exp())
+        return signal.shaped(shaping.Identity(), now.logp)
 
 
 @register("psft", "PSFT")
