@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.path import Path
 
 from luffy.study import style
 
@@ -60,11 +61,12 @@ def draw(table: pd.DataFrame) -> Figure:
         axes.add_patch(FancyArrowPatch(*points, arrowstyle="-|>", mutation_scale=10, color="#555555"))
     # rollouts have ratios too; ratios and advantages make the loss, whose gradient updates the policy
     bends = {
-        ((5.75, 2.75), (8.24, 1.35)): "arc3,rad=0.0",
-        ((9.95, 2.95), (10.75, 2.5)): "arc3,rad=-0.2",
-        ((9.95, 1.15), (10.75, 1.75)): "arc3,rad=0.2",
+        ((9.95, 2.95), (10.64, 2.25)): "arc3,rad=-0.2",
+        ((9.95, 1.15), (10.64, 1.85)): "arc3,rad=0.2",
         ((11.2, 2.58), (2.65, 3.48)): "arc3,rad=0.28",
     }
+    around = [(5.76, 2.65), (6.0, 2.65), (6.0, 1.38), (8.24, 1.38)]  # the verifier, which has no part in ratios
+    axes.add_patch(FancyArrowPatch(path=Path(around), arrowstyle="-|>", mutation_scale=10, color="#555555"))
     for points, bend in bends.items():
         arrow: dict[str, Any] = dict(
             arrowstyle="-|>", mutation_scale=10, color="#555555", connectionstyle=bend, zorder=1

@@ -143,7 +143,10 @@ class DeepSpeedEngine:
         return self.engine(batch)
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of one micro-batch's share of the loss; all ranks must call it equally often."""
+        """Adds the gradient of one micro-batch's share of the loss; all ranks must call it equally often. Raises
+        NonFiniteError."""
+        if not torch.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss.item()}")
         self.engine.backward(loss * self.ranks.size)
 
     def step(self) -> dict[str, float]:

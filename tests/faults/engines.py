@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from helpers import children, ended, forked
-from kills import killed, timed
+from kills import killed, leftovers, timed
 from network import faults
 from outcome import Outcome
 from vllm_runs import SMALL, START_S, comparable, serving, workers
@@ -115,6 +115,7 @@ def _lost(fault: Callable[[], object], run: RunDirectory, whole: RunDirectory) -
         if not run.is_complete:
             resume(run.path)
         assert comparable(run) == comparable(whole), "other numbers"
+        assert not leftovers(run.path), f"left behind: {leftovers(run.path)}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -137,14 +137,27 @@ def kills(folder: Path, count: int, kinds: Sequence[str] = tuple(KINDS), seed: i
 
 
 def second_start(folder: Path) -> Iterator[Outcome]:
-    """A second process that starts in a directory in which one is training."""
+    """Further processes that start in a directory in which one is training, which goes on as if there were none."""
+    config = config_of("luffy", steps=40)
+    whole, _ = timed(config, folder / "once")
     run = RunDirectory(folder / "twice")
-    run.start(config_of("luffy"), {})
-    with run.locked():
-        for i in range(3):
-            code = ended(forked(lambda: refused(run, "another process is training")))
-            lost = "" if code == 0 and not run.is_complete else "it was let in"
-            yield Outcome("second start in a directory in use", f"start {i}", lost)
+    run.start(config, {})
+    training = forked(lambda: resume(run.path))
+    for _ in range(3):
+        before = last = run.last_row().get("step", 0)
+        while last == before and not run.is_complete:  # in the midst of its work
+            time.sleep(0.01)
+            last = run.last_row().get("step", 0)
+        code = ended(forked(lambda: refused(run, "another process is training")))
+        lost = "" if code == 0 and not run.is_complete else "it was let in, or came too late"
+        yield Outcome("second start in a directory in use", f"at step {last}", lost)
+    try:
+        assert ended(training) == 0, "it did not end"
+        assert_same_run(run, whole)
+        lost = ""
+    except Exception as error:
+        lost = f"{type(error).__name__}: {error}"
+    yield Outcome("a training beside which others are started", "three", lost)
 
 
 def refused(run: RunDirectory, words: str) -> None:

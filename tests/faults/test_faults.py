@@ -23,7 +23,7 @@ def test_kills(tmp_path):
 
 
 def test_a_second_start(tmp_path):
-    survived(second_start(tmp_path), 3)
+    survived(second_start(tmp_path), 4)
 
 
 def test_kills_of_the_verifier(tmp_path):

@@ -109,8 +109,8 @@ def test_a_finished_run_is_the_teacher(runs, tmp_path):
 
 
 def test_distillation_as_a_loss_and_with_rewards(tmp_path):
-    """The same teacher in the KL term instead of the advantage, beside the reward, and both without it: three gradients;
-    without any of them there is none."""
+    """The teacher in the KL term, in the advantage, and there beside the reward: three gradients; without any of them
+    there is none."""
     values = {**SHORT, "steps": 1, "entropy_coef": 0.0, "teacher": "tiny:own_share=0.8"}
     parts = {
         "loss": {"teacher_coef": 0.0, "beta": 0.1}, "advantage": {}, "both": {"reward_coef": 1.0},

@@ -30,10 +30,13 @@ PREFIX = dict(
 # order of summation decides the direction of a part of that.
 SAME_WEIGHT = 5e-5
 LORA = dict(lora_r=4, beta=0.01)
-# Methods with a memory, rows beside the groups, gates, old log-probs of demonstrations, and problems drawn again.
+# Methods with a memory, rows beside the groups, gates, old log-probs of demonstrations, problems drawn again, ratios of
+# rows, shared beginnings with a reference model, a search, a teacher.
 ARENA: dict[str, tuple[int, dict]] = {
     "relift": (2, dict(sft_queue=3)), "exgrpo": (2, dict(replay_start=0.01)), "chord_phi": (3, {}), "trapo": (2, {}),
-    "prefix_rft": (3, {}), "psft": (2, dict(rollout_batch_size=8)), "dapo": (2, {}), "srft": (3, {}),
+    "prefix_rft": (3, {}), "psft": (2, dict(rollout_batch_size=8)), "dapo": (2, {}), "srft": (3, {}), "gspo": (2, {}),
+    "uft": (3, {}), "bread": (2, {}), "rl_plus": (3, {}), "chord_mu": (2, {}), "cispo": (3, {}),
+    "opd": (2, dict(teacher="tiny:own_share=0.8")),
 }  # fmt: skip
 ALONE = dict(rollout_batch_size=2, mini_batch_size=1, logits_chunk_size=16)
 STAGES = [(1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
