@@ -16,6 +16,8 @@ from typing import Any
 
 from ..errors import DataError
 from ..verifier.answers import final_answer
+from ..verifier.meaning import exact, same
+from ..verifier.notation import tidy
 from ..verifier.strict import unreadable
 from . import hub, school
 
@@ -133,7 +135,15 @@ def _contradicted(row: dict[str, Any], name: str, answer: Any) -> bool:
     """Whether another column, that is no worked solution, states another answer."""
     others = [row.get(other) for other in ANSWERS if other not in (name, "solution")]
     short = [_stated(other, "") for other in others if isinstance(other, (str, int, float)) and _given(other)]
-    return name != "solution" and any(str(other).strip() != str(answer).strip() for other in short)
+    return name != "solution" and not all(_agree(str(answer), str(other)) for other in short)
+
+
+def _agree(answer: str, other: str) -> bool:
+    """Whether two ground truths are the same text in one notation, or the same number."""
+    if answer == other:
+        return True
+    ours, theirs = tidy(answer), tidy(other)
+    return same(ours, theirs) or (exact(ours) is not None and exact(ours) == exact(theirs))
 
 
 def _is_text(text: str) -> bool:
@@ -205,7 +215,7 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
         try:
             problem = problem_from_row(row)
             asked = tuple(message["content"] for message in problem.prompt)
-            if answers.setdefault(asked, problem.answer) != problem.answer:
+            if not _agree(answers.setdefault(asked, problem.answer), problem.answer):
                 raise RowError("a row before it has the same problem with another answer")
             problems.append(problem)
             counts["kept"] += 1

@@ -88,13 +88,14 @@ def test_files_keep_the_good_rows_and_count_the_others(tmp_path, caplog):
 def test_several_columns_may_state_one_answer():
     row = {"problem": "x", "answer": "so we get #### 4", "final_answer": 4, "solution": "as \\boxed{5} shows"}
     assert problem_from_row(row).answer == "4"
+    assert problem_from_row({"problem": "x", "answer": "\\frac12", "final_answer": 0.5}).answer == "\\frac12"
 
 
 def test_rows_that_contradict_each_other(tmp_path, caplog):
-    rows = [("1+1?", "2"), ("1+1?", "3"), ("1+1?", "2"), ("2+2?", "4")]
+    rows = [("1+1?", "2"), ("1+1?", "3"), ("1+1?", "2.0"), ("2+2?", "4")]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"problem": p, "answer": a}) for p, a in rows))
     problems, counts = load_problems(str(tmp_path / "a.jsonl"))
-    assert [problem.answer for problem in problems] == ["2", "2", "4"]
+    assert [problem.answer for problem in problems] == ["2", "2.0", "4"]
     assert counts["a row before it has the same problem with another answer"] == 1
     assert "row 1 rejected: a row before it" in caplog.text
 
