@@ -23,7 +23,8 @@ class RunError(RuntimeError):
 
 
 class NonFiniteError(RunError):
-    """The loss, the gradient or the policy's probabilities are NaN or infinite. The weights are those from before.
+    """The loss, the gradient, the policy's probabilities or its weights are NaN or infinite. What is on disk is from
+    before.
 
     rows: what the step had of its batch by then.
     """

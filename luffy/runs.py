@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -74,10 +75,10 @@ class RunDirectory:
             return configs.from_dict(upgraded(json.loads((self.path / "config.json").read_text())))
         except FileNotFoundError:
             raise RunError(f"{self.path} is not a run directory: it has no config.json") from None
+        except ConfigError as error:  # (which is a ValueError)
+            raise RunError(f"{self.path} cannot be resumed: {error}") from None
         except (ValueError, AttributeError, RecursionError) as error:  # no JSON, no text, no mapping
             raise RunError(f"{self.path}/config.json is damaged: {error}") from None
-        except ConfigError as error:
-            raise RunError(f"{self.path} cannot be resumed: {error}") from None
 
     def stages(self, config: Config) -> list[tuple[Config, Path]]:
         """The stages of a run of the configuration in order, each a configuration and its directory."""
@@ -139,12 +140,13 @@ class RunDirectory:
         """Removes what processes that are no more have begun to write."""
         for checkpoint in self.path.rglob(".writing-*"):  # which only the holder of the lock writes
             shutil.rmtree(checkpoint, ignore_errors=True)
-        for file in self.path.rglob(
-            ".*.tmp"
-        ):  # written within moments; of another machine, or a number used again: old
-            here, maker = f".{platform.node()}." in file.name, file.suffixes[-2].removeprefix(".")
+        for file in self.path.rglob(".*.tmp"):
+            if (match := _ASIDE.fullmatch(file.name)) is None:
+                continue
+            # whether a process of another machine lives nobody knows; but such a file is there for moments only
+            gone = match["host"] == platform.node() and not Path(f"/proc/{match['maker']}").exists()
             with suppress(FileNotFoundError):
-                if (here and not Path(f"/proc/{maker}").exists()) or time.time() - file.stat().st_mtime > LEFTOVER_S:
+                if gone or time.time() - file.stat().st_mtime > LEFTOVER_S:
                     file.unlink()
 
     @property
@@ -261,6 +263,7 @@ class RunDirectory:
 
 SEAL = "checkpoint.json"
 LEFTOVER_S = 3600.0
+_ASIDE = re.compile(r"\..+?\.jsonl?\.(?P<host>.+)\.(?P<maker>\d+)\.tmp")  # as _replace names it
 
 
 def seal(folder: Path, **facts: Any) -> None:
@@ -271,24 +274,24 @@ def seal(folder: Path, **facts: Any) -> None:
         _sync(folder / name)
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a sealed folder, or None if every file is there with the hash it was written with."""
+def damage(folder: Path, suffix: str = "") -> str | None:
+    """What is wrong with a sealed folder, or None if every file (whose name has that suffix) is there with the hash it
+    was written with."""
     try:
         files = json.loads((folder / SEAL).read_text())["sha256"]
         for name, digest in files.items():
-            if file_hash(folder / name) != digest:
+            if name.endswith(suffix) and file_hash(folder / name) != digest:
                 return f"{name} has changed"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 
 
-def check_sealed(*models: str | None) -> None:
-    """Raises RunError if one of these is a folder that was sealed, such as a checkpoint of an earlier stage, and is not
-    as it was written."""
-    for model in models:
-        if model and (Path(model) / SEAL).is_file() and (problem := damage(Path(model))):
-            raise RunError(f"the checkpoint {model} is damaged: {problem}. Delete its run directory to make it again")
+def damaged_weights(model: str | None) -> str | None:
+    """What is wrong with the weights of a model that is a sealed folder, such as the checkpoint of an earlier stage;
+    None for any other. (Tokenizer and template of one may have been changed on purpose.)"""
+    sealed = model and (Path(model) / SEAL).is_file()
+    return damage(Path(str(model)), ".safetensors") if sealed else None
 
 
 def seconds_per_phase(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from luffy.study import arena, style
 
 from .claims import BOUNDS
 from .files import missing
-from .runs import NoDataError, Runs, from_jobs, merge, recipe
+from .runs import SETTINGS, NoDataError, Runs, from_jobs, merge, recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -142,12 +142,18 @@ def beside(runs: Runs, world: str, jobs: Sequence[Job]) -> pd.DataFrame:
         raise NoDataError(f"no runs of the world {world} are committed, or not all of its rivals': {COMMAND}")
     own = from_jobs({preset: [job for job in jobs if job.config.method.name not in arena.RIVALS]}, "own")
     for row in own.runs.to_dict("records"):
-        there = known.iloc[0]
-        other = [name for name in SHARED if row[name] != there[name]]
+        same = known[known["method"] == row["method"]]
+        there = (same if len(same) else known).iloc[0]
+        names = set(SHARED if same.empty else SETTINGS) - {"model"}  # a method that is committed is one with its values
+        other = sorted(name for name in names if not _alike(row[name], there[name]))
         other += ["model"] * (recipe(row["model"]) != recipe(there["model"]))
         if other:
             raise NoDataError(f"the runs of {row['method']} differ from the committed ones in {', '.join(other)}")
     return scores(merge(runs, own))[world]
+
+
+def _alike(first: object, second: object) -> bool:
+    return first == second or (first != first and second != second)
 
 
 def conclusions(worlds: Mapping[str, pd.DataFrame]) -> list[str]:

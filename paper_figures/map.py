@@ -15,6 +15,7 @@ from luffy.methods import METHODS
 from luffy.study import cost, inference, style
 from luffy.study.inference import Effect
 
+from . import tables
 from .claims import BOUNDS
 from .files import missing
 from .points import RIVALS, SHOWN, is_own, leads, points
@@ -153,6 +154,20 @@ def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
             facts[f"{METHODS[method].label} less"] = bool(spent.get(method, budget) < budget)
             facts[f"{METHODS[method].label} +-"] = inference.pooled_half(cells.get(method, []), deviation, df)
         rows.append({**facts, "best": ", ".join(METHODS[method].label for method in near)})
+    return pd.DataFrame(rows)
+
+
+def cost_table(runs: Runs, score: str = "id") -> pd.DataFrame:
+    """`at_equal_cost` as text: operations in millions, accuracies with their intervals, * where less is spent."""
+    rows = []
+    for row in at_equal_cost(runs, score).to_dict("records"):
+        cells = {name: row[name] for name in ("axis", "point")}
+        cells |= {"operations": f"{row['operations'] / 1e6:.1f}", "base": f"{row['base']:.1f}"}
+        for label in (METHODS[method].label for method in SHOWN):
+            known = row[label] == row[label]
+            cells[label] = tables.with_interval(row[label], row[f"{label} +-"]) if known else "–"
+            cells[label] += " *" if known and row[f"{label} less"] else ""
+        rows.append({**cells, "best": row["best"]})
     return pd.DataFrame(rows)
 
 

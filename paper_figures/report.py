@@ -22,7 +22,6 @@ from luffy.study.results import BASE, base_scores, is_percent
 from . import arena as arena_of
 from . import claims, make_runs, tables
 from . import map as leads_of
-from .points import SHOWN
 from .runs import BASE_MODEL, Runs, set_of
 
 FILE = Path(__file__).parent / "RESULTS.md"
@@ -159,8 +158,9 @@ def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str
             "of the leads' errors in which it does so at all):\n\n" + _crossings(leads),
             *(
                 f"At equal cost, accuracy {name} with 95% intervals (millions of operations per parameter, as many as "
-                "the methods with rollouts spend in the median; * spends less in all, and stands at its end):\n\n"
-                + _cost(runs, score)
+                "the methods with rollouts spend in the median; * spends less in all, and stands at its end, which "
+                "`best` makes no allowance for):\n\n"
+                + leads_of.cost_table(runs, score).to_markdown(index=False, disable_numparse=True)
                 for score, name in leads_of.COLUMNS.items()
             ),
         ]
@@ -185,20 +185,6 @@ def _crossings(leads: pd.DataFrame) -> str:
         rival=lambda rows: [METHODS[rival].label for rival in rows["rival"]],
     )
     return table.round(2).to_markdown(index=False).replace(" nan ", "  –  ")
-
-
-def _cost(runs: Runs, score: str) -> str:
-    table = leads_of.at_equal_cost(runs, score)
-    rows = []
-    for row in table.to_dict("records"):
-        cells = {name: row[name] for name in ("axis", "point")}
-        cells |= {"operations": f"{row['operations'] / 1e6:.1f}", "base": f"{row['base']:.1f}"}
-        for method in SHOWN:
-            label = METHODS[method].label
-            value = tables.with_interval(row[label], row[f"{label} +-"]) if row[label] == row[label] else "–"
-            cells[label] = value + (" *" if row[f"{label} less"] else "")
-        rows.append({**cells, "best": row["best"]})
-    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def _arena(worlds: Mapping[str, pd.DataFrame]) -> str:

@@ -116,7 +116,8 @@ def test_impossible_configurations_are_one_clear_error(values, message):
         ("template_kwargs", "[" * 100_000), ("template_kwargs", {"a": {1}}),
         ("template_kwargs", {"a": float("nan")}), ("difficulties", (10**9,)),
         ("num_threads", 10**400), ("device", "cuda:٣"), ("vllm_servers", ("localhost:abc",)),
-        ("vllm_servers", ("localhost",)), ("vllm_servers", ("a:70000",)), ("vllm_servers", ("a:1", "a:1")),
+        ("vllm_servers", ("localhost",)), ("vllm_servers", ("a:70000",)), ("vllm_servers", ("a:1", "http://a:1/")),
+        ("template_kwargs", '{"a": NaN}'), ("vllm_servers", ("[::1]:9",)),
     ],
 )  # fmt: skip
 def test_a_value_that_would_fail_later_is_refused_by_name(name, value):
@@ -141,7 +142,7 @@ def test_impossible_schedules():
 
 
 def test_servers_may_be_named_in_several_ways():
-    servers = ("localhost:8000", "http://10.0.0.1:80", "https://node-3.example:443/", "[::1]:9")
+    servers = ("localhost:8000", "http://10.0.0.1:80", "https://node-3.example:443/", "http://gateway:80/vllm")
     assert make_config("luffy", sampler="vllm", vllm_servers=servers).sampling.vllm_servers == servers
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..verifier.answers import final_answer
-from ..verifier.meaning import exact, same
+from ..verifier.meaning import exact
 from ..verifier.notation import tidy
 from ..verifier.strict import unreadable
 from . import hub, school
@@ -78,19 +78,18 @@ def problem_from_row(row: dict[str, Any]) -> Problem:
         prompt, own = _question(row, asked)
         stated = next((name for name in ANSWERS if _given(row.get(name))), "")
         answer = _stated(row.get(stated), stated)
-        if _contradicted(row, stated, answer):
-            raise RowError("two columns state different answers")
         traces = (*own, *_traces(row.get("traces")))
         used = {asked, stated, "traces", "source", "trace_logprobs"}
         source = str(row.get("source") or "")
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and -math.inf < answer < math.inf:
-        answer = str(answer) if abs(answer) < 10**4000 else None  # Python writes no longer ones
+    answer = _written(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise RowError(
             "no answer"
             if "reward_model" in row or any(name in row for name in ANSWERS)
             else f"no answer ({_columns(row)})"
         )
+    if "reward_model" not in row and _contradicted(row, stated, answer):
+        raise RowError("two columns state different answers")
     if not all(map(_is_text, (answer, *traces, *(message["content"] for message in prompt)))):
         raise RowError("half a character (a lone surrogate), which no tokenizer takes")
     columns = {key: value for key, value in row.items() if key not in used}
@@ -131,19 +130,25 @@ def _stated(answer: Any, name: str) -> Any:
     return answer
 
 
-def _contradicted(row: dict[str, Any], name: str, answer: Any) -> bool:
-    """Whether another column, that is no worked solution, states another answer."""
-    others = [row.get(other) for other in ANSWERS if other not in (name, "solution")]
-    short = [_stated(other, "") for other in others if isinstance(other, (str, int, float)) and _given(other)]
-    return name != "solution" and not all(_agree(str(answer), str(other)) for other in short)
+def _written(answer: Any) -> Any:
+    """A number as text; None for one that is not finite, or longer than Python writes."""
+    if isinstance(answer, bool) or not isinstance(answer, (int, float)):
+        return answer
+    return str(answer) if -math.inf < answer < math.inf and abs(answer) < 10**4000 else None
 
 
-def _agree(answer: str, other: str) -> bool:
-    """Whether two ground truths are the same text in one notation, or the same number."""
+def _contradicted(row: dict[str, Any], name: str, answer: str) -> bool:
+    """Whether another column, that is no worked solution, states another number."""
+    others = [_written(_stated(row.get(other), "")) for other in ANSWERS if other not in (name, "solution")]
+    return name != "solution" and any(isinstance(other, str) and _contradict(answer, other) for other in others)
+
+
+def _contradict(answer: str, other: str) -> bool:
+    """Whether two ground truths are numbers, and not the same. (Of other answers it takes a grader to know.)"""
     if answer == other:
-        return True
-    ours, theirs = tidy(answer), tidy(other)
-    return same(ours, theirs) or (exact(ours) is not None and exact(ours) == exact(theirs))
+        return False
+    ours, theirs = exact(tidy(answer)), exact(tidy(other))
+    return ours is not None and theirs is not None and ours != theirs
 
 
 def _is_text(text: str) -> bool:
@@ -215,7 +220,8 @@ def load_problems(path: str, split: str = "train") -> tuple[list[Problem], Count
         try:
             problem = problem_from_row(row)
             asked = tuple(message["content"] for message in problem.prompt)
-            if not _agree(answers.setdefault(asked, problem.answer), problem.answer):
+            whole = not any(isinstance(value, (dict, list, bytes)) for value in problem.columns.values())  # no picture
+            if whole and _contradict(answers.setdefault(asked, problem.answer), problem.answer):
                 raise RowError("a row before it has the same problem with another answer")
             problems.append(problem)
             counts["kept"] += 1

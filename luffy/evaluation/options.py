@@ -26,7 +26,7 @@ from ..methods.fields import (
     Servers,
     settings,
 )
-from ..runs import SEAL, damage
+from ..runs import damage, damaged_weights
 from ..sampling.protocol import Sampler
 from ..verifier.strict import grader_version
 from .rewards import load_function
@@ -184,10 +184,9 @@ def resolve_model(model: str) -> str:
     is_run = (path / "metrics.jsonl").is_file() or (path / "final").is_dir()
     if is_run and not (path / "final").is_dir():
         raise ConfigError(f"the run {model} is not complete: it has no final checkpoint")
-    folder = path / "final" if is_run else path
-    if (is_run or (folder / SEAL).is_file()) and (problem := damage(folder)):
-        raise ConfigError(f"the checkpoint {folder} is damaged: {problem}")
-    return str(folder) if is_run else model
+    if problem := damage(path / "final") if is_run else damaged_weights(model):
+        raise ConfigError(f"the checkpoint {model} is damaged: {problem}")
+    return str(path / "final") if is_run else model
 
 
 def model_fingerprint(source: str) -> str:

@@ -132,8 +132,8 @@ class _FunctionBatch:
             right = False
         if not right:
             raise ConfigError(
-                f"the reward function must return one finite number (of at most {LARGE:g}), or None, for each of "
-                f"{len(self.rows)} completions, not {str(values)[:200]}"
+                f"the reward function must return one finite number, or None, for each of {len(self.rows)} "
+                f"completions (and none beyond {LARGE:g}), not {str(values)[:200]}"
             )
         self.reward.counts["unjudged"] += sum(map(math.isnan, rewards))
         return rewards

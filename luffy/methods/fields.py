@@ -27,7 +27,7 @@ def _number(value: Any) -> Any:
 
 
 LARGE = 1e9  # beyond it numbers only overflow: in float32, or as a time to wait for
-MOST = 10**15  # of anything that is counted
+MOST = 2**63 - 1  # of anything that is counted
 _no_bool = BeforeValidator(_number)
 Int = Annotated[int, _no_bool]
 Float = Annotated[float, _no_bool, Field(ge=-LARGE, le=LARGE, allow_inf_nan=False)]
@@ -39,11 +39,15 @@ PositiveInt = Annotated[int, _no_bool, Field(gt=0, le=MOST)]
 Count = Annotated[int, _no_bool, Field(ge=0, le=MOST)]  # 0 has a meaning of its own
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _mapping(value: Any) -> Any:
     """A mapping may come as JSON, from the command line; one that does not has to be written as such."""
     try:
         if isinstance(value, str):
-            return json.loads(value)
+            return json.loads(value, parse_constant=_no_constant)
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         raise ValueError("must be a mapping, as JSON") from None
@@ -57,7 +61,7 @@ def _device(value: Any) -> Any:
 
 
 def _reward(value: Any) -> Any:
-    if value != "math_verify" and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(value)):
+    if value != "math_verify" and not re.fullmatch(r"[^\W\d][\w.-]*:[^\W\d]\w*", str(value)):
         raise ValueError('is "math_verify" or "module:function"')
     return value
 
@@ -69,13 +73,14 @@ def _name(value: str) -> str:
 
 
 def _servers(value: Any) -> Any:
-    """host:port each, perhaps behind http://, and no server twice."""
-    known = list(value) if isinstance(value, (list, tuple)) else []
-    for address in known:
-        match = re.fullmatch(r"(?:https?://)?(?:[\w.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})/?", str(address), re.ASCII)
-        if not match or not 0 < int(match[1]) < 1 << 16:
+    """host:port each, perhaps as a URL, and no server twice."""
+    known = set()
+    for address in value if isinstance(value, (list, tuple)) else ():
+        match = re.fullmatch(r"(?:https?://)?([\w.-]+):(\d{1,5})((?:/\S*)?)", str(address), re.ASCII)
+        if not match or not 0 < int(match[2]) < 1 << 16:
             raise ValueError("must be addresses host:port")
-    if len(set(map(str, known))) < len(known):
+        known.add((match[1], int(match[2]), match[3].rstrip("/")))
+    if isinstance(value, (list, tuple)) and len(known) < len(value):
         raise ValueError("must be different addresses")
     return value
 

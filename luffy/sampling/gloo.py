@@ -54,10 +54,10 @@ def join(info: Meeting | TrainerMeeting, rank: int) -> Any:
     address = info.master_address
     store = meeting.store(address, info.master_port, info.world_size, leads=rank == 0, timeout=TIMEOUT)
     gloo: Any = dist.ProcessGroupGloo
+    if not address.startswith("127."):  # at the interface of GLOO_SOCKET_IFNAME, or of the host's name
+        return gloo(store, rank, info.world_size, TIMEOUT)
     options = gloo._Options()
-    options._timeout = TIMEOUT
-    local = address.startswith("127.")
-    options._devices = [gloo.create_device(hostname=address) if local else gloo.create_default_device()]
+    options._timeout, options._devices = TIMEOUT, [gloo.create_device(hostname=address)]
     return gloo(store, rank, info.world_size, options)
 
 

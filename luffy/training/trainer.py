@@ -39,7 +39,7 @@ from ..methods.rows import Batch, Memory, Row, Signal
 from ..model import adapters
 from ..model.loading import eos_ids, load_tokenizer, pick_device, tune_cpu
 from ..model.packing import MicroBatch, TokenSequence, pack
-from ..runs import RunDirectory, check_sealed, make_manifest
+from ..runs import RunDirectory, damaged_weights, make_manifest
 from ..sampling.make import make_sampler
 from ..sampling.ranks import Ranks, join
 from .clock import Clock
@@ -331,8 +331,9 @@ def train(config: Config, run_dir: str | Path) -> RunDirectory:
             if ranks.first and path != run.path:
                 RunDirectory(path).start(stage, make_manifest(stage.seed))
             if not ranks.broadcast(RunDirectory(path).is_complete):
-                if ranks.first:
-                    check_sealed(stage.model, stage.method.reference(stage.model))
+                for model in (stage.model, stage.method.reference(stage.model)) if ranks.first else ():
+                    if problem := damaged_weights(model):
+                        raise RunError(f"the checkpoint {model} is not as it was written: {problem}")
                 Trainer(stage, RunDirectory(path), ranks).train()
     return run
 

@@ -10,7 +10,10 @@ import re
 from .notation import tidy
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
-_DENIAL = re.compile(r"\b(?:not|never|wrong|incorrect|false)\b|n['’]t\b", re.IGNORECASE)
+_MATHEMATICS = re.compile(r"[$\d\\]")
+_NOT_SO = re.compile(r"[^$\d\\]*(?:\bnot|\bnever|n['’]t)\b[^$\d\\]{0,20}[$\d\\]", re.IGNORECASE)
+_IS_WRONG = re.compile(r"[$\d})\]]\s*(?:is|are|was)\s+(?:\w+ )?(?:wrong|incorrect|false)\b", re.IGNORECASE)
+_THAT_IS_WRONG = re.compile(r"\W*(?:that|this|it)\s+(?:is|was)\s+(?:\w+ )?(?:wrong|incorrect|false)\b", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>([^<]*)</answer>")
 _AROUND = r"(?:[\s$*~]|\\[()\[\],;! ])*"
 _JOIN = re.compile(rf"{_AROUND}(?:[,;、&]?\s*(?:\b(?:and|or)\b|和|或)|[,;、&]){_AROUND}")
@@ -64,9 +67,15 @@ def final_answer(text: str) -> str | None:
 
 
 def denies(text: str) -> bool:
-    """Whether the last sentence of a text says that something is not so: "the answer is not 42", "$42$ is wrong"."""
-    said = [part for part in re.split(r"[.!?](?:\s|$)|\n", text) if re.search(r"\w", part)]
-    return bool(said and _DENIAL.search(said[-1]))
+    """Whether the last sentence with mathematics in a text, or the one behind it, says that it is not so: "the answer
+    is not 42", "$42$ is wrong", "$42$. That is false." Other negations ("which is not prime") deny nothing."""
+    sentences = [part for part in re.split(r"[.!?](?:\s|$)|\n", text) if re.search(r"\w", part)]
+    place = next((i for i in reversed(range(len(sentences))) if _MATHEMATICS.search(sentences[i])), None)
+    if place is None:
+        return False
+    after = sentences[place + 1] if place + 1 < len(sentences) else ""
+    said = sentences[place]
+    return bool(_NOT_SO.match(said) or _IS_WRONG.search(said) or _THAT_IS_WRONG.match(after))
 
 
 # --- multiple choice -------------------------------------------------------------------------------------------------

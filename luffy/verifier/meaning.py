@@ -20,10 +20,14 @@ _TAIL = re.compile(
     r"(?: |\\cdot|\*|/|\(|\)|\\mu|\\Omega|\\text\{[^{}]*\}|[A-Za-z]|[^\x00-\x7f]|\^\{-?\d\}|(?<=[A-Za-z])[23](?!\d))+"
 )
 _TEXT_TAIL = re.compile(r"(?<=[\d})]) ?\\text\{[^{}]*\}(?:\^\{-?\d\})?$")
-_NO_UNIT = re.compile(  # words that say more of a number than what it counts
-    r"\b(?:and|or|not|isn|is|are|but|if|wrong|false|incorrect|really|plus|minus|times|divided|over|mod|modulo|to|than|least"
-    r"|most|more|less|squared|cubed|factorial|half|third|quarter|zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven"
-    r"|twelve|thirteen|fifteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)\b",
+_COUNTED = (
+    r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen"
+    r"|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|pi)\b(?![-)])"
+)
+_NO_UNIT = re.compile(  # words that say more of a number than what it counts: 5 plus six, 5 squared, 5 is wrong
+    rf"\b(?:and|or|not|isn|is|are|but|if|wrong|false|incorrect|really|maybe|perhaps|least|most|than|mod|modulo)\b"
+    rf"|\b{_COUNTED}|\{{ ?(?:squared|cubed|factorial|doubled|tripled|halved|half)\b(?!-)"
+    r"|\{ ?(?:tenth|hundredth|thousandth|fifth|sixth|seventh|eighth|ninth|third)s?\b",
     re.IGNORECASE,
 )
 

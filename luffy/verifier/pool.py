@@ -2,7 +2,8 @@
 
 Model output is untrusted: it is never evaluated here, and a check that hangs or eats memory costs one worker process,
 not the run. A check ends in one of three ways: the worker answers, its own alarm ends the check, or the parent's
-deadline passes and the process is killed and replaced.
+deadline passes and the process is killed and replaced. A check that is not done in FIRST_S is asked again, with all its
+time, once nothing else is waiting: hostile answers hold up each other, not the honest ones.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -33,6 +34,7 @@ THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
 MAX_ANSWER_CHARACTERS = 100_000
 MAX_NESTING = 60
+FIRST_S = 0.1  # what a check may take before the others go first; most take a thousandth of a second
 GRACE_S = 2.0  # how long after the worker's own alarm the parent waits before it kills
 STARTS = 3  # of a worker, where somebody kills it while it starts
 START_S = 120.0  # how long a worker may take to import its libraries
@@ -92,11 +94,18 @@ def integers_equal(answer: str, text: str) -> bool | None:
 
 @dataclass(frozen=True)
 class _Check:
-    """A check that is asked for: what it is kept under, and where its verdict goes."""
+    """A check that is asked for: what it is kept under, [gold, text] as JSON, how long it may take (seconds), and where
+    its verdict goes."""
 
     key: bytes
-    line: bytes
+    asked: bytes
+    limit: float
     verdict: Future[float] = field(default_factory=Future)
+
+    @property
+    def line(self) -> bytes:
+        """What a worker is sent."""
+        return b"%.17g %s\n" % (self.limit, self.asked)
 
 
 def _give_up(checks: Iterable[_Check]) -> None:
@@ -115,7 +124,7 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
 
     def check(self, lines: Sequence[bytes]) -> Iterator[str]:
-        """Of each line [gold, text], as JSON: "1", "0", "T" (alarm), or "K" (no answer in time, or died: killed), which
+        """Of each line (_Check.line): "1", "0", "T" (alarm), or "K" (no answer in time, or died: killed), which
         is the last one then. A process that somebody else has killed is replaced, once a line, and asked again."""
         place, asked_again = 0, -1
         while place < len(lines):
@@ -154,8 +163,8 @@ class _Worker:
             if not from_outside:
                 break
         raise RuntimeError(
-            f"the answer checker does not start: try `{sys.executable} -m luffy.verifier.worker {self.timeout_s} "
-            f"{self.memory_mb}`; is math-verify installed, and are {self.memory_mb} MB enough?"
+            f"the answer checker does not start: try `{sys.executable} -m luffy.verifier.worker {self.memory_mb}`; "
+            f"is math-verify installed, and are {self.memory_mb} MB enough?"
         )
 
     def _spawn(self) -> None:
@@ -163,7 +172,7 @@ class _Worker:
         # is named by its folder, so that the process finds it whatever the parent's path looks like.
         home = str(Path(__file__).resolve().parents[2])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "luffy.verifier.worker", str(self.timeout_s), str(self.memory_mb)],
+            [sys.executable, "-m", "luffy.verifier.worker", str(self.memory_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -219,10 +228,12 @@ class Verifier:
         if workers < 1 or timeout_s <= 0:
             raise ValueError(f"a verifier needs workers >= 1 and timeout_s > 0, not {workers} and {timeout_s}")
         self.counts: Counter[str] = Counter()
+        self.timeout_s = timeout_s
         self._closed = False
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, Future[float]] = OrderedDict()
         self._waiting: deque[_Check] = deque()
+        self._slow: deque[_Check] = deque()  # to be asked again when nothing else is waiting
         self._busy = 0
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._workers = [_Worker(timeout_s, memory_mb) for _ in range(workers)]
@@ -240,8 +251,9 @@ class Verifier:
         """Ends the worker processes; checks still waiting are dropped."""
         with self._lock:
             self._closed = True
-            _give_up(self._waiting)
+            _give_up([*self._waiting, *self._slow])
             self._waiting.clear()
+            self._slow.clear()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for worker in self._workers:
             worker.kill()
@@ -278,15 +290,19 @@ class Verifier:
                 self.counts["cached"] += 1
                 return known
             self.counts["checks"] += 1
-            check = _Check(key, json.dumps([answer, text]).encode() + b"\n")
+            check = _Check(key, json.dumps([answer, text]).encode(), min(FIRST_S, self.timeout_s))
             self._waiting.append(check)
             self._cache[key] = check.verdict
             if len(self._cache) > CACHE_ENTRIES:
                 self._cache.popitem(last=False)
-            if self._busy < len(self._workers):
-                self._busy += 1
-                self._threads.submit(self._work)
+            self._wake()
             return check.verdict
+
+    def _wake(self) -> None:
+        """Has one more worker look at what is waiting, if one is idle. Under the lock."""
+        if self._busy < len(self._workers):
+            self._busy += 1
+            self._threads.submit(self._work)
 
     def _known(self, reason: str, right: bool) -> Future[float]:
         """The verdict of an answer that no worker has to look at."""
@@ -323,8 +339,10 @@ class Verifier:
             self._idle.put(worker)
 
     def _next(self) -> list[_Check]:
-        """Some of what is waiting: at most a fair share of it. Empty: the caller is to stop."""
+        """Some of what is waiting, at most a fair share of it; or a slow one. Empty: the caller is to stop."""
         with self._lock:
+            if not self._waiting and self._slow:
+                return [self._slow.popleft()]
             # half of a fair share: what stands behind a slow check must not wait for it while another worker is idle
             share = min(BATCH_CHECKS, -(-len(self._waiting) // (2 * len(self._workers))))
             batch: list[_Check] = []
@@ -344,6 +362,10 @@ class Verifier:
 
     def _settle(self, check: _Check, reply: str) -> None:
         with self._lock:
+            if reply == "T" and check.limit < self.timeout_s and not self._closed:
+                self._slow.append(replace(check, limit=self.timeout_s))
+                self._wake()
+                return
             if reply == "K":  # perhaps the machine's fault and not the answer's: another time it is checked again
                 self._cache.pop(check.key, None)
             if reply in "TK":

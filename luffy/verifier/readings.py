@@ -21,7 +21,9 @@ MAX_PARTS = 60
 
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
-_MORE = re.compile(r"(?:\\text\{|[\s}])*(?:or|and)\b|.*(?<![A-Za-z])[A-J][).:]", re.DOTALL)  # options behind the first
+_MORE = re.compile(  # options behind the first: (A) or (B), A. B. C., but not (D) P(A)
+    r"(?:\\text\{|[\s}])*(?:or|and)\b|(?:.*[\s,;/}])?(?:\([A-J]\)|[B-HJ][).])", re.DOTALL
+)
 _IN_BASE = re.compile(r"\(?([0-9A-Fa-f]+)\)?_\{(\d+)\}")
 # No name can be read in two ways (++ gives nothing back), so that a long one that is none costs no time.
 _NAME = r"(?:\\?[A-Za-z]++'?(?:_\{[^{}]*\})?(?:\^\{[^{}]*\})?)"
@@ -36,23 +38,27 @@ _SYSTEM = re.compile(
     r"(?:\\\{)?\\begin\{(?:cases|array|aligned)\}(?:\{[lcr]*\})?(.*)\\end\{(?:cases|array|aligned)\}", re.DOTALL
 )
 _BUILDER = re.compile(rf"\\\{{({_NAME})(?:\\in ?\\mathbb\{{R\}})?(?:\\mid|\||:)(.*)\\\}}")
-_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_SCALES = {
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
+    "lakh": 10**5, "crore": 10**7,
+}  # fmt: skip
 _SMALL = str.maketrans("²³", "23")
-_UNITS = {
+_UNITS = {  # by every way in which they are written; of symbols the case counts (mV, MV)
     alias: names.split()[0]
     for names in (
-        "cm centimeter centimetre", "mm millimeter millimetre", "m meter metre", "km kilometer kilometre",
-        "in inch inche", "ft foot feet", "yd yard", "mi mile", "kg kilogram", "g gram", "mg milligram", "lb pound",
-        "oz ounce", "s sec second", "min minute", "h hr hour", "day", "week", "month", "year", "dollar", "cent",
-        "l liter litre", "ml milliliter millilitre", "mph", "kmh km/h", "m/s", "a.m am", "p.m pm", "euro", "rupee",
-        "nm nanometer nanometre", "ms millisecond", "ns nanosecond", "decade", "centurie century", "j joule",
-        "kj kilojoule", "v volt", "mv millivolt", "kv kilovolt", "w watt", "kw kilowatt", "n newton", "kn kilonewton",
-        "hz hertz", "khz kilohertz", "mhz megahertz", "ghz gigahertz", "pa pascal", "kpa kilopascal", "cal calorie",
-        "kcal kilocalorie", "ev", "kev", "mev", "mol mole", "mmol millimole", "kb kilobyte", "mb megabyte",
-        "gb gigabyte", "tb terabyte", "byte", "bit",
+        "cm centimeter centimetre", "mm millimeter millimetre", "m meter metre", "km Km kilometer kilometre",
+        "nm nanometer nanometre", "in inch inche", "ft foot feet", "yd yard", "mi mile", "kg Kg kilogram", "g gram",
+        "mg milligram", "lb pound", "oz ounce", "s sec second", "ms millisecond", "ns nanosecond", "min minute",
+        "h hr hour", "day", "week", "month", "year", "decade", "century centurie", "dollar", "cent", "euro", "rupee",
+        "l L liter litre", "ml mL milliliter millilitre", "mph", "kmh km/h", "m/s", "a.m am AM", "p.m pm PM",
+        "J joule", "kJ kilojoule", "V volt", "mV millivolt", "kV kilovolt", "MV megavolt", "W watt", "kW kilowatt",
+        "MW megawatt", "N newton", "kN kilonewton", "Hz hertz", "kHz kilohertz", "MHz megahertz", "GHz gigahertz",
+        "Pa pascal", "kPa kilopascal", "cal calorie", "kcal kilocalorie", "eV", "keV", "MeV", "mol mole",
+        "mmol millimole", "kB KB kilobyte", "MB megabyte", "GB gigabyte", "TB terabyte", "byte", "bit",
     )
     for alias in names.split()
 }  # fmt: skip
+_NAMES = {alias: unit for alias, unit in _UNITS.items() if len(alias) > 3 and alias.islower()}
 
 
 def equal(gold: str, answer: str) -> bool:
@@ -169,9 +175,17 @@ def _scale(unit: str) -> tuple[int, str]:
 
 def _differ(ours: str, theirs: str) -> bool:
     """Whether two units are known ones and not the same, or of another power, as square and cubic metres."""
-    bare = [re.sub(r"\\text|[^a-z./]", "", unit.lower()).rstrip(".") for unit in (ours, theirs)]
-    names = [_UNITS.get(unit) or _UNITS.get(unit.removesuffix("s")) for unit in bare]
+    names = [_unit(unit) for unit in (ours, theirs)]
     return None not in names and (names[0] != names[1] or _power(ours) != _power(theirs))
+
+
+def _unit(text: str) -> str | None:
+    """The known unit that a text names, whatever its power; None of any other, and of products (N m, m s^{-1})."""
+    inside = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+    if re.search(r"\^\{-|[A-Za-z.] +[A-Za-z]", inside):
+        return None
+    bare = re.sub(r"[^A-Za-z./]", "", inside).rstrip(".")
+    return _UNITS.get(bare) or _UNITS.get(bare.removesuffix("s")) or _NAMES.get(bare.lower().removesuffix("s"))
 
 
 def _power(unit: str) -> str:

@@ -1,8 +1,9 @@
 """The worker process of pool.py: checks answers with math-verify, one at a time, and can be killed.
 
-Reads one JSON line [gold, text] at a time from standard input and answers with one byte: 1 right, 0 wrong, T timed out.
+Reads a line at a time from standard input, the seconds that the check may take and [gold, text] as JSON, and answers
+with one byte: 1 right, 0 wrong, T timed out.
 Only that byte leaves the process. Parsed objects are never printed: the text of an exponent tower would not end.
-Run as `python -m luffy.verifier.worker TIMEOUT_S MEMORY_MB`.
+Run as `python -m luffy.verifier.worker MEMORY_MB`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class CheckTimeoutError(BaseException):
 
 def is_right(gold: str, text: str) -> bool:
     """Whether the answer that a solution gives equals the ground truth. Without a box or an answer tag, math-verify
-    looks for one in its text, unless its last sentence denies something."""
+    looks for one in its text, unless that is denied there."""
     from math_verify import parse
 
     given = final_answer(text)
@@ -42,7 +43,7 @@ def is_right(gold: str, text: str) -> bool:
 
 
 def main() -> None:
-    timeout_s, memory_mb = float(sys.argv[1]), int(sys.argv[2])
+    memory_mb = int(sys.argv[1])
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
     logging.disable(logging.CRITICAL)
@@ -56,9 +57,10 @@ def main() -> None:
     signal.signal(signal.SIGALRM, on_alarm)
     os.write(replies, b"R")
     for line in sys.stdin:
-        gold, text = json.loads(line)
+        limit_s, _, asked = line.partition(" ")
+        gold, text = json.loads(asked)
         try:
-            signal.setitimer(signal.ITIMER_REAL, timeout_s)
+            signal.setitimer(signal.ITIMER_REAL, float(limit_s))
             reply = b"1" if is_right(gold, text) else b"0"
         except CheckTimeoutError:
             reply = b"T"

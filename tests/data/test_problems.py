@@ -88,7 +88,17 @@ def test_files_keep_the_good_rows_and_count_the_others(tmp_path, caplog):
 def test_several_columns_may_state_one_answer():
     row = {"problem": "x", "answer": "so we get #### 4", "final_answer": 4, "solution": "as \\boxed{5} shows"}
     assert problem_from_row(row).answer == "4"
-    assert problem_from_row({"problem": "x", "answer": "\\frac12", "final_answer": 0.5}).answer == "\\frac12"
+    for answer, other in (
+        ("\\frac12", 0.5), ("A", "(A)"), ("x=5", "5"), ("5 cm", "5"), ("Yes", "yes"), ("\\sqrt{8}", "2\\sqrt{2}"),
+        ("5", float("nan")), ("5", " "), ("so it is 5 of 6", "5"),
+    ):  # fmt: skip
+        assert problem_from_row({"problem": "x", "answer": answer, "final_answer": other}).answer == answer
+
+
+def test_rows_that_differ_in_a_picture_do_not_contradict_each_other(tmp_path):
+    rows = [{"problem": "Find x.", "answer": a, "image": {"bytes": a}} for a in ("2", "3")]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert len(load_problems(str(tmp_path / "a.json"))[0]) == 2
 
 
 def test_rows_that_contradict_each_other(tmp_path, caplog):

@@ -279,6 +279,9 @@ def test_damaged_weights(world, tmp_path, short_run):
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ConfigError, match=r"is damaged: model\.safetensors has changed"):
         Evaluation(settings(model=str(run.path)), world, tmp_path)
+    with pytest.raises(ConfigError, match=r"final is damaged: model\.safetensors has changed"):
+        Evaluation(settings(model=str(run.path / "final")), world, tmp_path)
+    (run.path / "final" / "checkpoint.json").unlink()  # a model of somebody else
     folder = Evaluation(settings(model=str(run.path / "final")), world, tmp_path)
     with pytest.raises(ConfigError, match="cannot load the weights"):
         folder.run()

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from answers import Case, boxed, honest, hostile, near_misses
+from answers import HONEST, Case, boxed, honest, hostile, near_misses
 from disk import damaged, damaged_cache, full, read_only, too_large
 from jupyter_kernels import kernel_kills
 from kills import KINDS, kills, second_start, verifier_kills
@@ -46,16 +46,20 @@ def judged(cases: list[Case], right: bool) -> Iterator[Outcome]:
 
 
 def throughput(_: Path) -> Iterator[Outcome]:
-    """Honest answers alone, and with a hostile one among fifty. (One among ten is told besides, and is no fault.)"""
+    """Honest answers alone, and with a hostile one among fifty: until the last honest one is judged, with the usual
+    time limit. (One among ten is told besides, and is no fault.)"""
     good, bad, rates = list(honest(1000)), list(hostile(6)), []
     for count in (0, 20, 100):
         mixed = list(good)
         for i in range(count):  # some of every family, at even distances
             mixed.insert(i * (len(good) // count + 1), bad[i * len(bad) // count])
-        with Verifier(workers=2, timeout_s=0.5, memory_mb=1024) as verifier:
+        with Verifier(workers=2, memory_mb=1024) as verifier:
             verifier.score([case.completion for case in good[:20]], [case.gold for case in good[:20]])
             started = time.monotonic()
-            verifier.score([case.completion for case in mixed], [case.gold for case in mixed])
+            verdicts = [verifier.submit(case.completion, case.gold) for case in mixed]
+            for case, verdict in zip(mixed, verdicts, strict=True):
+                if case.family.startswith(HONEST):
+                    verdict.result()
             rates.append(len(good) / (time.monotonic() - started))
     lost = "" if rates[1] > rates[0] / 2 else "less than half"
     told = "alone {:.0f} a second, one hostile among fifty {:.0f}, among ten {:.0f}".format(*rates)

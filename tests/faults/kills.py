@@ -145,7 +145,8 @@ def second_start(folder: Path) -> Iterator[Outcome]:
     training = forked(lambda: resume(run.path))
     for _ in range(3):
         before = last = run.last_row().get("step", 0)
-        while last == before and not run.is_complete:  # in the midst of its work
+        deadline = time.monotonic() + 60
+        while last == before and not run.is_complete and time.monotonic() < deadline:  # in the midst of its work
             time.sleep(0.01)
             last = run.last_row().get("step", 0)
         code = ended(forked(lambda: refused(run, "another process is training")))

@@ -1,5 +1,6 @@
 """Determinism, and resuming after real kills: the same metrics and weights to the bit."""
 
+import json
 import os
 import platform
 import random
@@ -146,7 +147,7 @@ def test_a_damaged_first_stage_is_not_trained_on(tmp_path, short_run):
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(RunError, match=r"final is damaged: model\.safetensors has changed"):
+    with pytest.raises(RunError, match=r"final is not as it was written: model\.safetensors has changed"):
         resume(run.path)
     assert not (run.path / "checkpoints").exists()
 
@@ -164,18 +165,23 @@ def test_damaged_files_of_a_run_are_one_error(tmp_path, luffy_run, name, text):
         read()
 
 
+def test_a_configuration_that_is_refused_now_is_not_called_damaged(tmp_path, luffy_run):
+    values = json.loads((luffy_run.path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**values, "adam_beta2": 1.0}))
+    with pytest.raises(RunError, match="cannot be resumed: adam_beta2 must"):
+        RunDirectory(tmp_path).config()
+
+
 def test_leftovers_of_other_machines_go_when_they_are_old(tmp_path):
-    run = RunDirectory(tmp_path)
-    names = (
-        ".config.json.elsewhere.7.tmp",
-        ".config.json.else.where.8.tmp",
-        f".a.json.{platform.node()}.{os.getpid()}.tmp",
-    )
+    """And nothing else that ends in .tmp."""
+    old, new = ".config.json.elsewhere.7.tmp", ".config.json.else.where.8.tmp"
+    names = (old, new, f".a.json.{platform.node()}.{os.getpid()}.tmp", ".x.tmp")
     for name in names:
         (tmp_path / name).write_text("")
-    os.utime(tmp_path / names[0], (0, 0))
-    with run.locked():
-        assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == sorted(names[1:])
+    for name in (old, ".x.tmp"):
+        os.utime(tmp_path / name, (0, 0))
+    with RunDirectory(tmp_path).locked():
+        assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == sorted(set(names) - {old})
 
 
 def test_missing_metrics_rows_are_not_papered_over(tmp_path, luffy_run):

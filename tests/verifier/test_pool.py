@@ -30,6 +30,9 @@ def boxed(answer):
     [
         ("so the answer is $42$", True), ("It is not 41. The answer is $42$.", True), ("the answer is not $42$", False),
         ("$42$ is wrong", False), ("It isn't $42$.", False), ("The answer is $42$. That is false!", False),
+        ("The answer is not 42. Trust me.", False), ("The answer is $42$, which is not prime", True),
+        ("It is not hard to see that the answer is $42$.", True),
+        ("The answer is $42$.\nDon't forget the units!", True),
     ],
 )  # fmt: skip
 def test_an_answer_without_a_box_that_is_denied(text, right):
