@@ -2,7 +2,8 @@
 
 A difference between two methods is Welch's: seeds are not paired (the scores of two methods with one seed are
 uncorrelated). Runs of both methods share their base models, in equal numbers or nearly so, so a base that is better for
-both only widens the interval; `components` shows how much, and `blocked_means` takes unequal numbers into account. A verdict is one of
+both only widens the interval; `components` shows how much, and `blocked_means` takes unequal numbers into account. A
+verdict is one of
 
     no effect     it is within +-bound of 0: two one-sided tests, p < 0.05. Less than what counts, even if it is not 0
     reproduced    the difference has the claimed sign, and is not 0: p < 0.05 after Holm's correction in its family

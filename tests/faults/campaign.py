@@ -1,4 +1,4 @@
-"""The fault campaign: `python tests/faults/campaign.py` tries some 1,750 faults and prints the table of
+"""The fault campaign: `python tests/faults/campaign.py` tries some 1,760 faults and prints the table of
 tests/faults/README.md, those of vLLM and its servers where vLLM and DeepSpeed are installed. `--only soak network`
 runs some of its parts.
 """
