@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from paths import SHARED_DATA
 
-from luffy.verifier.pool import Verifier, integers_equal, is_dangerous, solution
+from luffy.verifier import pool
+from luffy.verifier.pool import Unchecked, Verifier, integers_equal, is_dangerous, solution
 from luffy.verifier.worker import is_right
 
 
@@ -298,3 +299,21 @@ def test_real_ground_truths_verify_against_themselves(verifier):
     golds = sorted({problem.answer for problem in problems if problem.source in ("aime", "amc", "aime25")})
     assert len(golds) > 80
     assert verifier.score([boxed(gold) for gold in golds], golds) == [1.0] * len(golds)
+
+
+def test_a_slow_answer_waits_for_the_others():
+    """One process: what is asked after an answer that runs into the time limit is judged before that is given up."""
+    with Verifier(workers=1, timeout_s=3) as verifier:
+        assert verifier.score([boxed("1/2")], ["0.5"]) == [1]  # (its process has started)
+        slow = verifier.submit(boxed("\\sqrt[3]{" * 30 + "2" + "}" * 30), "42")
+        others = [verifier.submit(boxed(f"{n}/2"), f"{n / 2}") for n in range(1, 41, 2)]
+        assert [other.result() for other in others] == [1] * 20
+        assert not slow.done() and verifier.counts["timeouts"] == 0
+        assert isinstance(slow.result(), Unchecked) and verifier.counts["timeouts"] == 1
+
+
+def test_what_is_slow_at_first_is_judged_all_the_same(monkeypatch):
+    monkeypatch.setattr(pool, "FIRST_S", 1e-4)
+    with Verifier(workers=2, timeout_s=5) as verifier:
+        assert verifier.score([boxed(answer) for _, answer in RIGHT], [gold for gold, _ in RIGHT]) == [1] * len(RIGHT)
+        assert verifier.counts["timeouts"] == 0
