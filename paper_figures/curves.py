@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from luffy.config import DEFAULT_MODEL
 from luffy.study import style
 
 from .files import missing
-from .runs import NoDataError, Runs
+from .runs import BASE_MODEL, NoDataError, Runs, recipe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +32,30 @@ def data(runs: Runs, metrics: Sequence[str], methods: Sequence[str]) -> pd.DataF
     for metric in metrics:
         sparse = metric.startswith("eval/")
         frames.append(style.averaged(curves, metric, 1 if sparse else style.SMOOTH).assign(metric=metric))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([*frames, of_base(runs, metrics)], ignore_index=True)
+
+
+BASES = {"reward/on": "pass@1", "length/on": "length"}  # of metrics of rollouts, the columns of bases.csv
+
+
+def of_base(runs: Runs, metrics: Sequence[str], difficulties: Sequence[int] = (3, 4, 5, 6, 7)) -> pd.DataFrame:
+    """Rows as of a method BASE_MODEL, at step 0: what the default base does at these difficulties before training, at
+    the temperature of training. Without what was not measured."""
+    table = runs.extras.get("bases")
+    rows = []
+    if table is not None:
+        chosen = table[np.isclose(table["temperature"], 1.0) & (table["model"].map(recipe) == recipe(DEFAULT_MODEL))]
+        chosen = chosen[chosen["difficulty"].astype(str).isin(map(str, difficulties))]
+        for metric in [metric for metric in metrics if metric in BASES and len(chosen)]:
+            rows.append({"metric": metric, "method": BASE_MODEL, "step": 0, "mean": chosen[BASES[metric]].mean()})
+    return pd.DataFrame(rows, columns=["metric", "method", "step", "mean"])
+
+
+def draw_base(axis: Axes, rows: pd.DataFrame) -> None:
+    """A line at what the base does, if that is among the rows."""
+    for value in rows[rows["method"] == BASE_MODEL]["mean"]:
+        axis.axhline(value, color="#888888", linestyle="-.", linewidth=1)
+        axis.text(1, value, "base", transform=axis.get_yaxis_transform(), fontsize=7, ha="right", va="bottom")
 
 
 def draw(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
@@ -42,8 +67,9 @@ def draw(table: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
         if rows.empty:
             missing(axis, f"no runs: {COMMAND}")
             continue
-        style.draw_curves(axis, rows)
+        style.draw_curves(axis, rows[rows["method"] != BASE_MODEL])
         axis.set_ylim(bottom=0)
+        draw_base(axis, rows)
     style.legend_below(figure, axes)
     return figure
 

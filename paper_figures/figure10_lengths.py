@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,16 +11,17 @@ from luffy.methods import METHODS
 from luffy.study import style
 
 from .files import missing
-from .runs import NoDataError, Runs
+from .runs import BASE_MODEL, NoDataError, Runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = ("sft", "luffy")
+BASE = "#444444"  # colour of the base's outline
 PAPER = {"sft": 4646, "luffy": 2832}  # mean tokens in the paper
 CAPTION = (
     "Figure 10. Lengths of right and wrong answers of the final models in distribution, all seeds together, at "
-    "temperature 0.6. The paper's means: LUFFY 2,832 tokens, SFT 4,646."
+    "temperature 0.6; outlined: the base before training. The paper's means: LUFFY 2,832 tokens, SFT 4,646."
 )
 
 
@@ -30,7 +31,7 @@ def data(runs: Runs) -> pd.DataFrame:
         table = runs.extra("answers")
     except NoDataError:
         return pd.DataFrame(columns=["method", "right", "tokens", "count"])
-    table = table[table["method"].isin(SHOWN)]
+    table = table[table["method"].isin([*SHOWN, BASE_MODEL])]
     return table.groupby(["method", "right", "tokens"], as_index=False)["count"].sum()
 
 
@@ -41,21 +42,21 @@ def draw(table: pd.DataFrame) -> Figure:
         if table.empty:
             missing(axis, "no evaluations: python -m paper_figures.make_runs")
             continue
-        for method in SHOWN:
+        for place, method in enumerate([*SHOWN, BASE_MODEL]):
             mine = table[table["method"] == method]
             rows = mine[mine["right"] == right]
             if rows.empty:
                 continue
             mean = np.average(rows["tokens"], weights=rows["count"])
+            color = BASE if method == BASE_MODEL else style.LOOKS[method]["color"]
+            outlined: dict[str, Any] = dict(histtype="step", label="Base")
+            filled: dict[str, Any] = dict(alpha=0.5, label=METHODS[method].label) if method in METHODS else outlined
             axis.hist(
                 rows["tokens"], bins=np.arange(0, 132, 4).tolist(), weights=100 * rows["count"] / mine["count"].sum(),
-                color=style.LOOKS[method]["color"], alpha=0.5, label=METHODS[method].label,
+                color=color, **filled,
             )  # fmt: skip
-            axis.axvline(mean, color=style.LOOKS[method]["color"], linestyle="--", linewidth=1)
-            place = 0.95 - 0.1 * SHOWN.index(method)
+            axis.axvline(mean, color=color, linestyle="--", linewidth=1)
             label = f"mean {mean:.1f}"
-            axis.text(
-                0.97, place, label, transform=axis.transAxes, ha="right", va="top", color=style.LOOKS[method]["color"]
-            )
+            axis.text(0.97, 0.95 - 0.1 * place, label, transform=axis.transAxes, ha="right", va="top", color=color)
     style.legend_below(figure, axes)
     return figure

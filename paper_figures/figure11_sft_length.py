@@ -17,7 +17,7 @@ TITLES = {"length/on": "length of rollouts (tokens)"}
 TRACES = "length/off"
 CAPTION = (
     "Figure 11. Length of rollouts during training with an SFT loss on the demonstrations and with LUFFY; mean over "
-    "seeds and their range. Dotted: mean length of the demonstrations."
+    "seeds and their range. Dotted: mean length of the demonstrations. Dash-dotted: the base before training."
 )
 
 

@@ -17,7 +17,7 @@ TITLES = {"reward/on": "reward of rollouts", "length/on": "length (tokens)", "en
 TRACES = "length/off"
 CAPTION = (
     "Figure 5. Training dynamics of on-policy RL and LUFFY: reward, length and entropy of rollouts, mean over seeds "
-    "and their range. Dotted: mean length of the demonstrations."
+    "and their range. Dotted: mean length of the demonstrations. Dash-dotted: the base before training."
 )
 
 

@@ -18,7 +18,7 @@ from luffy import make_config, read_published, train
 from luffy.methods import PAPER_METHODS
 from luffy.study.experiments import preset_jobs
 from luffy.study.presets import load_preset
-from paper_figures import FIGURES, TABLES, baselines, claims, make_runs, report, runs
+from paper_figures import FIGURES, TABLES, baselines, claims, curves, make_runs, report, runs
 from paper_figures.runs import COMMITTED, NoDataError, Runs
 
 
@@ -276,3 +276,17 @@ def test_the_arena_has_the_best_rates_of_the_trials():
         tried = table[table["method"] == method]["rate"].astype(float)
         assert arena[method][row["name"]] == float(row["rate"]), method
         assert tried.min() < float(row["rate"]) < tried.max(), method
+
+
+def test_the_base_in_figures_of_training():
+    """Rewards and lengths at the temperature of training, over the difficulties that are trained on."""
+    rows = [
+        ("tiny:own_share=0.4", 1.0, 6, 0.1, 10), ("tiny:own_share=0.4,seed=1", 1.0, 7, 0.3, 20),
+        ("tiny:own_share=0.4", 0.6, 6, 0.9, 99), ("tiny:own_share=0.4", 1.0, 3, 0.9, 99), ("tiny", 1.0, 6, 0.9, 99),
+        ("tiny:own_share=0.4", 1.0, "all", 0.9, 99),
+    ]  # fmt: skip
+    bases = pd.DataFrame(rows, columns=["model", "temperature", "difficulty", "pass@1", "length"])
+    made = Runs(pd.DataFrame(), pd.DataFrame(), "hand-made", {"bases": bases})
+    found = curves.of_base(made, ["reward/on", "entropy/on", "length/on"], (6, 7)).set_index("metric")["mean"]
+    assert found.to_dict() == pytest.approx({"reward/on": 0.2, "length/on": 15})
+    assert curves.of_base(Runs(pd.DataFrame(), pd.DataFrame(), "none"), ["reward/on"]).empty
