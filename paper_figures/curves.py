@@ -48,7 +48,7 @@ def of_base(runs: Runs, metrics: Sequence[str], difficulties: Sequence[int] = (3
         chosen = chosen[chosen["difficulty"].astype(str).isin(map(str, difficulties))]
         for metric in [metric for metric in metrics if metric in BASES and len(chosen)]:
             rows.append({"metric": metric, "method": BASE_MODEL, "step": 0, "mean": chosen[BASES[metric]].mean()})
-    return pd.DataFrame(rows, columns=["metric", "method", "step", "mean"])
+    return pd.DataFrame(rows, columns=["metric", "method", "step", "mean"]).astype({"step": int, "mean": float})
 
 
 def draw_base(axis: Axes, rows: pd.DataFrame) -> None:
