@@ -38,6 +38,7 @@ STAGES = (  # sets that are made side by side, one stage after the other
     ("arena_corner", "arena_strong"),
 )
 SETS = tuple(name for stage in STAGES for name in stage)
+PRESETS = {runs.MAIN_SET: ("full", "more_seeds")}  # of a set; of any other, the one of its name
 EVALUATED = ("on_policy", "sft", "luffy")
 TEMPERATURES = tuple(round(0.1 * i, 1) for i in range(1, 11))
 LENGTHS_AT = 0.6  # temperature of figures 7 and 10
@@ -47,7 +48,12 @@ PROBLEMS, SAMPLES = 200, 8
 def jobs(work: Path, sets: Sequence[str] = SETS) -> list[Job]:
     """Every run, seed by seed through the sets of a stage, so that what there is at any time is of all of them."""
     stages = {name: number for number, stage in enumerate(STAGES) for name in stage}
-    found = [(name, job) for name in sets for job in experiments.preset_jobs(presets.load_preset(name), work / name)]
+    found = [
+        (name, job)
+        for name in sets
+        for preset in PRESETS.get(name, (name,))
+        for job in experiments.preset_jobs(presets.load_preset(preset), work / name)
+    ]
     return [job for name, job in sorted(found, key=lambda pair: (stages[pair[0]], pair[1].config.seed))]
 
 

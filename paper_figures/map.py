@@ -181,7 +181,7 @@ def conclusions(table: pd.DataFrame) -> list[str]:
     said = []
     for (score, rival), part in distinct(table).groupby(["score", "rival"], sort=False):
         places = {
-            verdict: [_place(row) for row in part[part["verdict"] == verdict].to_dict("records")]
+            verdict: [place(row) for row in part[part["verdict"] == verdict].to_dict("records")]
             for verdict in ("ahead", "behind", "no effect")
         }
         parts = [f"{verdict} at {', '.join(where)}" for verdict, where in places.items() if where]
@@ -196,14 +196,15 @@ def distinct(table: pd.DataFrame) -> pd.DataFrame:
     return table[[not (row["axis"] == "teacher" and is_own(row)) for row in table.to_dict("records")]]
 
 
-def _place(row: dict[Any, Any]) -> str:
-    if is_own(row):
+def place(row: dict[Any, Any], own: bool = True) -> str:
+    """A point of the map, in short. own: whether the default world is called that."""
+    if own and is_own(row):
         return "the default world"
     if row["axis"] == "teacher":
-        return f"training problems {row['point']}"
+        return f"problems {row['point']}"
     if row["x"] < 0:
-        return f"base {row['point']}"
-    return f"base {row['measured']:.0f}%" if row["measured"] == row["measured"] else f"own share {row['point']}"
+        return str(row["point"])
+    return f"{row['measured']:.0f}%" if row["measured"] == row["measured"] else f"own share {row['point']}"
 
 
 def draw(table: pd.DataFrame) -> Figure:

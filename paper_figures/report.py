@@ -217,14 +217,27 @@ def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, wanted: int
     return "\n\n".join(
         [
             *([preliminary] if lacking else []),
-            "![LUFFY's lead in points over four rivals, with intervals: over what the base model can do by itself "
-            "(left) and over what the teacher adds (right)](notebooks/pictures/map.png)",
-            f"{len(leads_of.distinct(leads)[['axis', 'point']].drop_duplicates())} points; a base of 41% is one that "
-            "works 41% of its answers step by step before training.",
-            _conclusions(leads),
+            "![LUFFY's lead over four rivals, with intervals](notebooks/pictures/map.png)",
+            "Where LUFFY is ahead or behind, elsewhere undecided. Percent: answers that the base works step by step "
+            "(41: the default world); problems: steps of those trained on.",
+            _places(leads_of.distinct(leads)),
             "The default world, accuracy in percent, mean ± half-width of the 95% interval over seeds:",
             main_table(runs, README_COLUMNS),
-            f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has every number "
-            "with its interval, and what would decide the undecided.",
+            f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has all numbers.",
         ]
     )
+
+
+def _places(leads: pd.DataFrame) -> str:
+    """The decided points of the map, a row per rival."""
+    rows: dict[str, dict[str, str]] = {}
+    for (rival, score), part in leads.groupby(["rival", "score"], sort=False):
+        found = {
+            verdict: [leads_of.place(row, own=False) for row in part[part["verdict"] == verdict].to_dict("records")]
+            for verdict in ("ahead", "behind", "no effect")
+        }
+        said = "; ".join(f"{verdict}: {', '.join(places)}" for verdict, places in found.items() if places)
+        rows.setdefault(METHODS[rival].label, {})[leads_of.COLUMNS[score]] = said or "nowhere decided"
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index.name = "against"
+    return table.to_markdown()

@@ -88,7 +88,7 @@ def test_crossings_by_hand():
 def test_conclusions_say_what_the_verdicts_are():
     said = leads.conclusions(leads.data(MAP))
     assert said[0] == (
-        "In distribution, LUFFY against On-Policy RL: ahead at own share 0, own share 0.1, training problems 6, 7; "
+        "In distribution, LUFFY against On-Policy RL: ahead at own share 0, own share 0.1, problems 6, 7; "
         "behind at the default world."
     )
 

@@ -231,13 +231,27 @@ def test_presets_with_a_base_and_variants(tmp_path):
         name: gamma[name] for name in full if name != "seeds"
     }
     jobs = experiments.preset_jobs(gamma, tmp_path)
-    assert [(j.variant, j.config.seed) for j in jobs[:6]] == [*(("gamma=0.05", s) for s in range(5)), ("gamma=0.2", 0)]
+    assert [(j.variant, j.config.seed) for j in jobs[:13]] == [
+        *(("gamma=0.05", s) for s in range(12)),
+        ("gamma=0.2", 0),
+    ]
     assert {(j.config.method.gamma, j.config.max_steps, j.config.evaluation.final_eval_samples) for j in jobs} == {
         (gamma, full["max_steps"], 8) for gamma in (0.05, 0.2, 0.3, 0.5)
     }
-    assert len({job.run_dir for job in jobs}) == 20
-    assert [len(part) for part in experiments.by_variant(jobs).values()] == [5] * 4
-    for name in ("hard", "easy", "map", "plus", "sensitivity", "smoke", "default", "tuning", "pilot_stability"):
+    assert len({job.run_dir for job in jobs}) == 48
+    assert [len(part) for part in experiments.by_variant(jobs).values()] == [12] * 4
+    for name in (
+        "hard",
+        "easy",
+        "map",
+        "more_seeds",
+        "plus",
+        "sensitivity",
+        "smoke",
+        "default",
+        "tuning",
+        "pilot_stability",
+    ):
         assert experiments.preset_jobs(presets.load_preset(name), tmp_path)
     with pytest.raises(ConfigError, match="no field 'gama'"):
         experiments.preset_jobs({"variants": [{"gama": 1}]}, tmp_path)
