@@ -47,7 +47,7 @@ def texts(runs: Runs) -> dict[Path, str]:
     counts = [sum(set_of(job) not in arena.WORLDS.values() for job in jobs) for jobs in (wanted, lacking)]
     said = _readme(runs, verdicts, leads, *counts)
     return {
-        FILE: _results(runs, verdicts, leads, table, _sets(wanted, lacking)),
+        FILE: _results(runs, verdicts, leads, table, wanted, lacking),
         README: f"{before}{start}\n\n{said}\n\n{end}{after}",
     }
 
@@ -122,7 +122,9 @@ def _sets(wanted: Sequence[Job], lacking: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
-def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str, sets: str) -> str:
+def _results(
+    runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str, wanted: Sequence[Job], lacking: Sequence[Job]
+) -> str:
     parts = [
         "# What came out",
         "Computed from `paper_figures/runs` by `python -m paper_figures.baselines --accept`. Accuracy in percent at "
@@ -130,7 +132,7 @@ def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str
         "half-width of the 95% interval over seeds (of the base: over base models). T = 0.1 and pass@8 are of the last "
         "checkpoint. Entropy in nats, length in tokens, operations in millions per parameter.",
         table,
-        f"## The runs\n\n{sets}",
+        f"## The runs\n\n{_sets(wanted, lacking)}",
         "## What scores vary with\n\nStandard deviations in points: over base models, over seeds on one base, and of "
         "the choice of evaluation problems. All runs are trained on the same 1,000 problems; what another choice of "
         "these would change is in no interval.\n\n" + claims.spread(runs).round(2).to_markdown(index=False),
@@ -165,7 +167,8 @@ def _results(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str
             ),
         ]
     if worlds := arena_of.scores(runs):
-        parts += [f"## The arena\n\n{_arena(worlds)}"]
+        of_arena = [sum(set_of(job) in arena.WORLDS.values() for job in jobs) for jobs in (wanted, lacking)]
+        parts += [f"## The arena\n\n{_arena(worlds, *of_arena)}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -187,8 +190,11 @@ def _crossings(leads: pd.DataFrame) -> str:
     return table.round(2).to_markdown(index=False).replace(" nan ", "  –  ")
 
 
-def _arena(worlds: Mapping[str, pd.DataFrame]) -> str:
+def _arena(worlds: Mapping[str, pd.DataFrame], wanted: int, lacking: int) -> str:
+    """wanted: runs that the arena's sets consist of; lacking: how many of them are not there yet."""
+    preliminary = f"**Preliminary: {wanted - lacking} of {wanted} runs are made so far.** What one seed says is a hint."
     parts = [
+        *([preliminary] if lacking else []),
         "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)), and beside them the rivals of "
         "their worlds. Means are over base models in equal parts. Ranks have their 95% range; `best` is the chance to "
         "be the best, `equal` the accuracy in distribution at equal cost: what the methods with rollouts spend in the "
@@ -204,7 +210,7 @@ def _arena(worlds: Mapping[str, pd.DataFrame]) -> str:
         parts.append(
             "What papers claim of their own runs on their benchmarks, and how far our order in the default world "
             "agrees (Kendall's tau, with three methods or more, and its 95% interval over our means' errors):\n\n"
-            + arena_of.agreement(worlds).round(2).to_markdown(index=False)
+            + arena_of.agreement(worlds).round(2).to_markdown(index=False).replace(" nan ", "  –  ")
         )
     return "\n\n".join(parts)
 
