@@ -192,7 +192,7 @@ def _crossings(leads: pd.DataFrame) -> str:
 
 def _arena(worlds: Mapping[str, pd.DataFrame], wanted: int, lacking: int) -> str:
     """wanted: runs that the arena's sets consist of; lacking: how many of them are not there yet."""
-    preliminary = f"**Preliminary: {wanted - lacking} of {wanted} runs are made so far.** What one seed says is a hint."
+    preliminary = f"**Preliminary: of {wanted} runs {wanted - lacking} are made so far.** What one seed says is a hint."
     parts = [
         *([preliminary] if lacking else []),
         "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)), and beside them the rivals of "
