@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from luffy.config import DEFAULT_MODEL
@@ -41,13 +40,15 @@ BASES = {"reward/on": "pass@1", "length/on": "length"}  # of metrics of rollouts
 def of_base(runs: Runs, metrics: Sequence[str], difficulties: Sequence[int] = (3, 4, 5, 6, 7)) -> pd.DataFrame:
     """Rows as of a method BASE_MODEL, at step 0: what the default base does at these difficulties before training, at
     the temperature of training. Without what was not measured."""
-    table = runs.extras.get("bases")
-    rows = []
-    if table is not None:
-        chosen = table[np.isclose(table["temperature"], 1.0) & (table["model"].map(recipe) == recipe(DEFAULT_MODEL))]
+    table = runs.bases_in_training()
+    chosen = table[table["recipe"] == recipe(DEFAULT_MODEL)]
+    if len(chosen):
         chosen = chosen[chosen["difficulty"].astype(str).isin(map(str, difficulties))]
-        for metric in [metric for metric in metrics if metric in BASES and len(chosen)]:
-            rows.append({"metric": metric, "method": BASE_MODEL, "step": 0, "mean": chosen[BASES[metric]].mean()})
+    rows = [
+        {"metric": metric, "method": BASE_MODEL, "step": 0, "mean": chosen[BASES[metric]].mean()}
+        for metric in metrics
+        if metric in BASES and len(chosen)
+    ]
     return pd.DataFrame(rows, columns=["metric", "method", "step", "mean"]).astype({"step": int, "mean": float})
 
 

@@ -88,9 +88,10 @@ def evaluations(made: Sequence[Job], work: Path) -> dict[tuple[str, int, float],
     models: dict[str, Any] = {}
     keys: dict[str, tuple[str, int, float]] = {}
     window, asked = 0, set()
+    seeds = presets.load_preset("full")["seeds"]
     for job in made:
         seed, window = job.config.seed, job.config.data.max_completion_length
-        if runs.set_of(job) != runs.MAIN_SET or seed not in presets.load_preset("full")["seeds"]:
+        if runs.set_of(job) != runs.MAIN_SET or seed not in seeds:
             continue
         sources = [(job.config.method.name, seed, str(job.run_dir))] if job.config.method.name in EVALUATED else []
         if job.config.model not in asked:

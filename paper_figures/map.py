@@ -19,7 +19,7 @@ from . import tables
 from .claims import BOUNDS
 from .files import missing
 from .points import RIVALS, SHOWN, is_own, leads, points
-from .runs import NoDataError, Runs, recipe
+from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,9 +65,7 @@ def data(runs: Runs) -> pd.DataFrame:
 
 def _holm(found: Sequence[tuple[dict[str, Any], Effect]]) -> list[float]:
     """Adjusted p-values of leads, each within those over the same rival; the default world is one test on two axes."""
-    tests = [
-        (row["rival"], "" if is_own(row) else row["axis"], "" if is_own(row) else row["point"]) for row, _ in found
-    ]
+    tests = [(row["rival"], *([] if is_own(row) else [row["axis"], row["point"]])) for row, _ in found]
     distinct = {test: effect.p for test, (_, effect) in zip(tests, found, strict=True)}
     adjusted: dict[tuple[str, ...], float] = {}
     for rival in RIVALS:
@@ -79,11 +77,8 @@ def _holm(found: Sequence[tuple[dict[str, Any], Effect]]) -> list[float]:
 def measured(runs: Runs) -> dict[str, float]:
     """Percent of answers worked step by step before training, at temperature 1, by point of the base axis: over the
     models of a recipe and all difficulties."""
-    table = runs.extras.get("bases")
-    if table is None:
-        return {}
-    warm = table[np.isclose(table["temperature"], 1.0)]
-    shares = 100 * warm.groupby(warm["model"].map(recipe))["steps"].mean()
+    table = runs.bases_in_training()
+    shares = 100 * table.groupby("recipe")["steps"].mean() if len(table) else pd.Series(dtype=float)
     return {str(name).removeprefix("tiny:own_share="): float(share) for name, share in shares.items()}
 
 
@@ -138,7 +133,7 @@ def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
         mine = curves[curves["run"].isin(part["run"])]
         found = {run: cost.reached(rows_of, budget, f"eval/{score}") for run, rows_of in mine.groupby("run")}
         part = part.assign(value=100 * part["run"].map(found)).dropna(subset=["value"])
-        facts |= {"operations": budget, "base": 100 * _base(runs, part, score)}
+        facts |= {"operations": budget, "base": 100 * part[f"base {score}"].mean()}
         cells = {str(method): rows_of["value"].tolist() for method, rows_of in part.groupby("method")}
         means = {method: float(np.mean(cell)) for method, cell in cells.items()}
         _, deviation, df = inference.pooled(part, "value", ["method"])
@@ -171,24 +166,24 @@ def cost_table(runs: Runs, score: str = "id") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _base(runs: Runs, part: pd.DataFrame, score: str) -> float:
-    column = f"base {score}"
-    return float(runs.runs.set_index("run").loc[part["run"], column].mean()) if column in runs.runs else np.nan
-
-
 def conclusions(table: pd.DataFrame) -> list[str]:
     """One sentence per rival and score, from the verdicts along both axes."""
     said = []
     for (score, rival), part in distinct(table).groupby(["score", "rival"], sort=False):
-        places = {
-            verdict: [place(row) for row in part[part["verdict"] == verdict].to_dict("records")]
-            for verdict in ("ahead", "behind", "no effect")
-        }
-        parts = [f"{verdict} at {', '.join(where)}" for verdict, where in places.items() if where]
+        parts = [f"{verdict} at {', '.join(where)}" for verdict, where in decided(part).items()]
         if (part["verdict"] == "undecided").any():
             parts.append("undecided elsewhere" if parts else "undecided everywhere")
         said.append(f"{COLUMNS[score].capitalize()}, LUFFY against {METHODS[rival].label}: {'; '.join(parts)}.")
     return said
+
+
+def decided(leads: pd.DataFrame, own: bool = True) -> dict[str, list[str]]:
+    """The points of some leads by what was decided there. own: as for `place`."""
+    found = {
+        verdict: [place(row, own) for row in leads[leads["verdict"] == verdict].to_dict("records")]
+        for verdict in ("ahead", "behind", "no effect")
+    }
+    return {verdict: places for verdict, places in found.items() if places}
 
 
 def distinct(table: pd.DataFrame) -> pd.DataFrame:

@@ -23,8 +23,8 @@ OWN = recipe(DEFAULT_MODEL).removeprefix("tiny:own_share=")  # the world's own p
 
 
 def points(runs: Runs) -> pd.DataFrame:
-    """The runs of the map: columns axis ("base", "teacher"), point, x, place, method, seed, id, ood, base id, run. The
-    world's own point is on both axes. Raises NoDataError."""
+    """The runs of the map: columns axis ("base", "teacher"), point, x, place, method, seed, id, ood, base id, base ood,
+    run. The world's own point is on both axes. Raises NoDataError."""
     frames = []
     for place, (name, chosen) in enumerate(runs.on_bases().items()):
         point = name.removeprefix("tiny:own_share=")
@@ -36,7 +36,7 @@ def points(runs: Runs) -> pd.DataFrame:
     table = table[table["method"].isin(SHOWN)]
     if table[table["method"] == "luffy"].empty:
         raise NoDataError("no runs of the map: python -m paper_figures.make_runs")
-    return table[["axis", "point", "x", "place", "method", "seed", "id", "ood", "base id", "run"]]
+    return table[["axis", "point", "x", "place", "method", "seed", "id", "ood", "base id", "base ood", "run"]]
 
 
 def is_own(row: dict[str, Any]) -> bool:

@@ -44,8 +44,7 @@ def texts(runs: Runs) -> dict[Path, str]:
     if not start or not end:
         raise ValueError(f"{README} lacks the marks {MARKS}")
     # the paper's sets; what the arena lacks stands in RESULTS.md
-    counts = [sum(set_of(job) not in arena.WORLDS.values() for job in jobs) for jobs in (wanted, lacking)]
-    said = _readme(runs, verdicts, leads, *counts)
+    said = _readme(runs, verdicts, leads, *(len(jobs) - _of_arena(jobs) for jobs in (wanted, lacking)))
     return {
         FILE: _results(runs, verdicts, leads, table, wanted, lacking),
         README: f"{before}{start}\n\n{said}\n\n{end}{after}",
@@ -122,6 +121,11 @@ def _sets(wanted: Sequence[Job], lacking: Sequence[Job]) -> str:
     return "\n".join(lines)
 
 
+def _of_arena(jobs: Sequence[Job]) -> int:
+    """How many of some runs are the arena's."""
+    return sum(set_of(job) in arena.WORLDS.values() for job in jobs)
+
+
 def _results(
     runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str, wanted: Sequence[Job], lacking: Sequence[Job]
 ) -> str:
@@ -167,8 +171,7 @@ def _results(
             ),
         ]
     if worlds := arena_of.scores(runs):
-        of_arena = [sum(set_of(job) in arena.WORLDS.values() for job in jobs) for jobs in (wanted, lacking)]
-        parts += [f"## The arena\n\n{_arena(worlds, *of_arena)}"]
+        parts += [f"## The arena\n\n{_arena(worlds, _of_arena(wanted), _of_arena(lacking))}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -182,12 +185,17 @@ def _undecided(verdicts: pd.DataFrame) -> str:
     return f"At most a fifth undecided was aimed at, {all_of // 5} of {all_of}: they are {count}."
 
 
+def _with_gaps(table: pd.DataFrame) -> str:
+    """A table of numbers, with a dash for what there is not."""
+    return table.round(2).to_markdown(index=False).replace(" nan ", "  –  ")
+
+
 def _crossings(leads: pd.DataFrame) -> str:
     table = leads_of.crossings(leads).assign(
         score=lambda rows: rows["score"].map(leads_of.COLUMNS),
         rival=lambda rows: [METHODS[rival].label for rival in rows["rival"]],
     )
-    return table.round(2).to_markdown(index=False).replace(" nan ", "  –  ")
+    return _with_gaps(table)
 
 
 def _arena(worlds: Mapping[str, pd.DataFrame], wanted: int, lacking: int) -> str:
@@ -210,7 +218,7 @@ def _arena(worlds: Mapping[str, pd.DataFrame], wanted: int, lacking: int) -> str
         parts.append(
             "What papers claim of their own runs on their benchmarks, and how far our order in the default world "
             "agrees (Kendall's tau, with three methods or more, and its 95% interval over our means' errors):\n\n"
-            + arena_of.agreement(worlds).round(2).to_markdown(index=False).replace(" nan ", "  –  ")
+            + _with_gaps(arena_of.agreement(worlds))
         )
     return "\n\n".join(parts)
 
@@ -238,11 +246,8 @@ def _places(leads: pd.DataFrame) -> str:
     """The decided points of the map, a row per rival."""
     rows: dict[str, dict[str, str]] = {}
     for (rival, score), part in leads.groupby(["rival", "score"], sort=False):
-        found = {
-            verdict: [leads_of.place(row, own=False) for row in part[part["verdict"] == verdict].to_dict("records")]
-            for verdict in ("ahead", "behind", "no effect")
-        }
-        said = "; ".join(f"{verdict}: {', '.join(places)}" for verdict, places in found.items() if places)
+        found = leads_of.decided(part, own=False)
+        said = "; ".join(f"{verdict}: {', '.join(places)}" for verdict, places in found.items())
         rows.setdefault(METHODS[rival].label, {})[leads_of.COLUMNS[score]] = said or "nowhere decided"
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "against"

@@ -24,6 +24,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from luffy import arena, make_config, results
@@ -96,6 +97,13 @@ class Runs:
         chosen = self.runs[self.runs["set"].isin([MAIN_SET, "map"])]
         names = chosen["model"].map(recipe)
         return {name: chosen[names == name] for name in sorted(set(names), key=lambda name: (own_share(name), name))}
+
+    def bases_in_training(self) -> pd.DataFrame:
+        """What the base models do before training at the temperature of training: rows of bases.csv, with `recipe`. No
+        rows if it was not measured."""
+        table = self.extras.get("bases", pd.DataFrame(columns=["model", "temperature"]))
+        chosen = table[np.isclose(table["temperature"].astype(float), 1.0)]
+        return chosen.assign(recipe=chosen["model"].map(recipe))
 
     def extra(self, name: str) -> pd.DataFrame:
         """One of EXTRAS. Raises NoDataError if they were not made."""

@@ -184,7 +184,7 @@ def resolve_model(model: str) -> str:
     is_run = (path / "metrics.jsonl").is_file() or (path / "final").is_dir()
     if is_run and not (path / "final").is_dir():
         raise ConfigError(f"the run {model} is not complete: it has no final checkpoint")
-    if problem := damage(path / "final") if is_run else damaged_weights(model):
+    if problem := damage(path / "final") if is_run else damaged_weights(str(path)):
         raise ConfigError(f"the checkpoint {model} is damaged: {problem}")
     return str(path / "final") if is_run else model
 

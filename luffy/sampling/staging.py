@@ -36,6 +36,9 @@ class Staging:
             with writing(Path(self.file)):
                 try:  # with room for all of it: where there is none, writing to it would end the process
                     os.posix_fallocate(descriptor, 0, CPU_BYTES)
+                except OSError:
+                    self.close()
+                    raise
                 finally:
                     os.close(descriptor)
             self.handle = pickle.dumps(self.file)

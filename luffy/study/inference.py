@@ -169,18 +169,20 @@ def pooled(table: pd.DataFrame, column: str, cells: Sequence[str]) -> tuple[pd.D
 def pooled_difference(first: Sequence[float], second: Sequence[float], deviation: float, df: int) -> Effect:
     """The difference of two cells whose standard deviation is pooled; a cell that varies more keeps its own."""
     cells = [_numbers(first), _numbers(second)]
-    own = [float(cell.std(ddof=1)) if len(cell) > 1 else 0.0 for cell in cells]
-    variances = [max(deviation, spread) ** 2 / len(cell) for spread, cell in zip(own, cells, strict=True)]
-    return Effect(float(cells[0].mean() - cells[1].mean()), math.sqrt(sum(variances)), df, min(map(len, cells)))
+    error = math.hypot(*(_error(cell, deviation) for cell in cells))
+    return Effect(float(cells[0].mean() - cells[1].mean()), error, df, min(map(len, cells)))
 
 
 def pooled_half(cell: Sequence[float], deviation: float, df: int) -> float:
     """Half-width of the 95% interval of a cell's mean, with the deviation of `pooled_difference`; NaN if empty."""
     data = _numbers(cell)
-    if not len(data):
-        return math.nan
-    own = float(data.std(ddof=1)) if len(data) > 1 else 0.0
-    return Effect(0.0, max(deviation, own) / math.sqrt(len(data)), df, len(data)).half
+    return Effect(0.0, _error(data, deviation), df, len(data)).half if len(data) else math.nan
+
+
+def _error(cell: np.ndarray, deviation: float) -> float:
+    """Standard error of a cell's mean, with a pooled deviation or its own, if that is larger."""
+    own = float(cell.std(ddof=1)) if len(cell) > 1 else 0.0
+    return max(deviation, own) / math.sqrt(len(cell))
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,7 @@ class Trainer:
         state = json.loads((folder / "trainer.json").read_text())
         # (the model may be of an earlier stage, in a folder that has moved)
         if other := set(self.config.differing(state.get("config", {}))) - {"model"}:
-            raise RunError(f"{folder} is of another configuration than {self.run.path} (in {', '.join(other)})")
+            raise RunError(f"{folder} is of another configuration than {self.run.path} (in {', '.join(sorted(other))})")
         if state["data"] != self.fingerprint:
             raise RunError(f"{self.config.data.dataset} is not the data that {self.run.path} was trained on so far")
         self.totals.update(state["totals"])

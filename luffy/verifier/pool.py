@@ -23,6 +23,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -102,7 +103,7 @@ class _Check:
     limit: float
     verdict: Future[float] = field(default_factory=Future)
 
-    @property
+    @cached_property
     def line(self) -> bytes:
         """What a worker is sent."""
         return b"%.17g %s\n" % (self.limit, self.asked)
