@@ -196,13 +196,13 @@ def _power(unit: str) -> str:
 
 def close(a: Fraction, b: Fraction, decimals: int) -> bool:
     """Whether two numbers, of which so many are written as decimal fractions, are equal: exactly, or within 1e-9 of
-    their size, of an integer also within 5e-7. Between a decimal and another number also in six decimals, as
-    math-verify has 1/3 = 0.333333; between two decimals only if that leaves five digits to compare. a: ground truth."""
+    their size and 5e-7. Between a decimal and another number also in six decimals, as math-verify has 1/3 = 0.333333;
+    between two decimals only if that leaves five digits to compare."""
     size, difference = max(abs(a), abs(b)), abs(a - b)
-    near = Fraction(1, 2 * 10**6) if a.denominator == 1 else size
-    if difference == 0 or (decimals and difference <= min(size / 10**9, near)):
+    small = Fraction(1, 2 * 10**6)
+    if difference == 0 or (decimals and difference <= min(size / 10**9, small)):
         return True
-    if not decimals or difference >= Fraction(1, 2 * 10**6):
+    if not decimals or difference >= small:
         return False
     return difference <= size / 10**4 if decimals == 1 else size >= Fraction(1, 10)
 
