@@ -166,8 +166,10 @@ def test_the_worlds_and_as_many_trials_for_each():
         found = {job.config.method.name for job in jobs}
         assert set(arena.RIVALS) < found and len(jobs) == len({job.run_dir for job in jobs}), world
     assert {job.config.method.name for job in asked["paper"]} - set(arena.RIVALS) == set(ARENA_METHODS) - {"opd"}
-    trials = presets.load_preset("arena_tuning")["variants"]
-    usual, edges = trials[:6], trials[6:]
-    for name in (name for name in ARENA_METHODS if name != "opd"):
-        assert sum(name in variant["methods"] for variant in usual) == 3, name
-        assert sum(name in variant["methods"] for variant in edges) <= 2, name
+    trials = [
+        variant
+        for preset in ("tuning", "arena_tuning")
+        for variant in presets.load_preset(preset)["variants"]
+    ]
+    for name in METHODS.keys() - {"opd"}:
+        assert sum(name in variant["methods"] for variant in trials) == 5, name
