@@ -3,12 +3,13 @@
 nox -f .ci/noxfile.py -s lint
 """
 
-import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
+import papermill
+from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 ARENA = "{max_steps: 4, eval_steps: 1, eval_problems: 8, final_eval_problems: 4, rollout_batch_size: 8}"
@@ -43,11 +44,16 @@ def notebooks(session: nox.Session) -> None:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
         def execute(name: str, **parameters: object) -> None:
-            flags = [flag for key, value in parameters.items() for flag in ("-p", key, str(value))]
-            command = ["papermill", f"notebooks/{name}.ipynb", f"{folder}/{name}.ipynb", "--no-progress-bar", *flags]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{name}.ipynb:\n{done.stderr[-5000:]}")
+            # Each kernel has its own socket files: a TCP port that is free when chosen may be taken when it is bound.
+            sockets = {"transport": "ipc", "ip": f"{folder}/{name}-socket"}
+            papermill.execute_notebook(
+                ROOT / "notebooks" / f"{name}.ipynb",
+                f"{folder}/{name}.ipynb",
+                parameters=parameters,
+                cwd=ROOT,
+                progress_bar=False,
+                config=Config(KernelManager=sockets),
+            )
             session.log(f"executed {name}.ipynb")
 
         started = [

@@ -166,10 +166,6 @@ def test_the_worlds_and_as_many_trials_for_each():
         found = {job.config.method.name for job in jobs}
         assert set(arena.RIVALS) < found and len(jobs) == len({job.run_dir for job in jobs}), world
     assert {job.config.method.name for job in asked["paper"]} - set(arena.RIVALS) == set(ARENA_METHODS) - {"opd"}
-    trials = [
-        variant
-        for preset in ("tuning", "arena_tuning")
-        for variant in presets.load_preset(preset)["variants"]
-    ]
+    trials = [variant for preset in ("tuning", "arena_tuning") for variant in presets.load_preset(preset)["variants"]]
     for name in METHODS.keys() - {"opd"}:
         assert sum(name in variant["methods"] for variant in trials) == 5, name
