@@ -82,7 +82,9 @@ def data(runs: Runs) -> pd.DataFrame:
 
 def draw(table: pd.DataFrame) -> Figure:
     worlds = [world for world in TITLES if world in set(table["world"])] or ["paper"]
-    figure, axes = style.panels(len(worlds), 2, width=4.4, height=4.2)
+    figure, axes = style.panels(len(worlds), 2, width=4.4, height=4.8)
+    known = table[table["score"].isin(("id", "equal"))]
+    top = (known["mean"] + known["half"].fillna(0)).max()
     for place, world in enumerate(worlds):
         mine = table[table["world"] == world]
         above, below = axes[place], axes[len(worlds) + place]
@@ -93,6 +95,7 @@ def draw(table: pd.DataFrame) -> Figure:
             missing(below, f"no runs: {COMMAND}")
             continue
         _standings(above, mine)
+        above.set_xlim(0, 1.02 * top)  # the same for all worlds
     style.legend_below(figure, axes[len(worlds) :])
     return figure
 
@@ -105,7 +108,9 @@ def _standings(axis: Axes, table: pd.DataFrame) -> None:
         half = row["half"] if row["half"] == row["half"] else None
         axis.errorbar(row["mean"], place, xerr=half, marker="o", capsize=2, **look)
         axis.plot(equal.get(row["method"], np.nan), place, marker="D", markerfacecolor="none", **look)
-    axis.set_yticks(range(len(ranked)), [METHODS[method].label for method in ranked["method"]])
+    labels = [METHODS[method].label for method in ranked["method"]]
+    axis.set_yticks(range(len(ranked)), labels, fontsize=7)  # so that 25 have room
+    axis.set_ylim(-0.7, len(ranked) - 0.3)
 
 
 def agreement(worlds: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
