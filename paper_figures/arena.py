@@ -8,6 +8,7 @@ luffy.study.arena.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,15 +33,17 @@ TITLES = {
     "corner": "a base that shows nothing of the skill",
     "strong": "a base that works step by step in four of five answers",
 }
+SCORES = {"id": "in distribution", "equal": "At equal cost", "ood": "Out of distribution"}
+DIFFERS = "not decided alike"
 ASKED = ("sft_rl", "luffy", "on_policy")  # first whom all must meet (arXiv 2604.23747)
 COMMAND = "python -m paper_figures.make_runs"
 SHARED = ("steps", "difficulties", "num_traces", "trace_errors", "verbosity")  # settings of all runs of a world
 CAPTION = (
     "Arena. Top: accuracy in distribution (%) of every method with its 95% interval, over base models in equal parts "
-    "(one standard deviation for all methods of a world; one that varies more keeps its own); open: at equal cost, "
+    "(one standard deviation for all methods of a world but those that vary clearly more); open: at equal cost, "
     "when as much is spent as by the methods with rollouts in the median, or all if that is less. Bottom: accuracy "
     "over operations per parameter, means over seeds. Methods of a world share base models, problems, steps and rows "
-    "of a group."
+    "of a group; SFT+RL has as many steps again, with other problems."
 )
 
 
@@ -88,7 +91,7 @@ def draw(table: pd.DataFrame) -> Figure:
     for place, world in enumerate(worlds):
         mine = table[table["world"] == world]
         above, below = axes[place], axes[len(worlds) + place]
-        above.set(title=TITLES[world], xlabel="accuracy in distribution (%)")
+        above.set(title=fill(TITLES[world], 36), xlabel="accuracy in distribution (%)")
         arena.draw_cost(below, mine[mine["score"] == "curve"].rename(columns={"mean": "accuracy"}))
         if mine.empty:
             missing(above, f"no runs: {COMMAND}")
@@ -150,29 +153,73 @@ def beside(runs: Runs, world: str, jobs: Sequence[Job]) -> pd.DataFrame:
         same = known[known["method"] == row["method"]]
         there = (same if len(same) else known).iloc[0]
         names = set(SHARED if same.empty else SETTINGS) - {"model"}  # a method that is committed is one with its values
-        other = sorted(name for name in names if not _alike(row[name], there[name]))
+        other = sorted(name for name in names if not _equal(row[name], there[name]))
         other += ["model"] * (recipe(row["model"]) != recipe(there["model"]))
         if other:
             raise NoDataError(f"the runs of {row['method']} differ from the committed ones in {', '.join(other)}")
     return scores(merge(runs, own))[world]
 
 
-def _alike(first: object, second: object) -> bool:
+def _equal(first: object, second: object) -> bool:
     return first == second or (first != first and second != second)
 
 
 def conclusions(worlds: Mapping[str, pd.DataFrame]) -> list[str]:
-    """A sentence per world and rival (SFT then RL, LUFFY, on-policy RL): which newer methods are ahead of it."""
-    said = []
-    for world, table in worlds.items():
-        for rival in ASKED:
-            found = arena.against(table, rival, BOUNDS["points"])
-            parts = [
-                f"{verdict}: {', '.join(METHODS[method].label for method in rows['method'])}"
-                for verdict in ("ahead", "behind", "no effect")
-                if len(rows := found[found["verdict"] == verdict])
-            ]
-            if undecided := int((found["verdict"] == "undecided").sum()):
-                parts.append(f"undecided: {undecided} of {len(found)} methods")
-            said.append(f"With {TITLES[world]}, against {METHODS[rival].label}: {'; '.join(parts)}.")
-    return said
+    """Which methods are ahead of SFT then RL, LUFFY and on-policy RL, in distribution after as many steps and at equal
+    cost, and out of distribution: for all worlds together, if there are several, then for every world."""
+    found = {rival: _verdicts(worlds, rival) for rival in ASKED}
+    several = ASKED if len(worlds) > 1 else ()
+    told = [_said(f"With each of {len(worlds)} bases", rival, _alike(found[rival])) for rival in several]
+    return told + [_said(f"With {TITLES[world]}", rival, found[rival][world]) for world in worlds for rival in ASKED]
+
+
+def summary(worlds: Mapping[str, pd.DataFrame], rival: str = "luffy") -> str:
+    """How many methods are ahead of LUFFY in the default world, and which are in all worlds. Empty without runs."""
+    found = _verdicts(worlds, rival)
+    if "paper" not in found:
+        return ""
+    counts, everywhere = [], []
+    for score, verdicts in found["paper"].items():
+        where = SCORES[score][0].lower() + SCORES[score][1:]
+        counts.append(f"{int((verdicts == 'ahead').sum())} {where}")
+        alike = _alike(found)[score]
+        everywhere.append(", ".join(METHODS[str(m)].label for m in alike.index[alike == "ahead"]) or "none")
+    return (
+        f"Of {len(verdicts)} other methods in the default world, ahead of {METHODS[rival].label} are "
+        f"{', '.join(counts)}; with each of {len(worlds)} bases: {'; '.join(everywhere)}."
+    )
+
+
+def _verdicts(worlds: Mapping[str, pd.DataFrame], rival: str) -> dict[str, dict[str, pd.Series]]:
+    """By world and score the verdict on every method against a rival."""
+    bound = BOUNDS["points"]
+    return {
+        world: {score: arena.against(table, rival, bound, score).set_index("method")["verdict"] for score in SCORES}
+        for world, table in worlds.items()
+    }
+
+
+def _alike(found: Mapping[str, Mapping[str, pd.Series]]) -> dict[str, pd.Series]:
+    """By score the verdicts on the methods that all worlds have, or that they differ."""
+    alike = {}
+    for score in SCORES:
+        verdicts = pd.concat([world[score] for world in found.values()], axis=1, join="inner")
+        alike[score] = verdicts.iloc[:, 0].where(verdicts.nunique(axis=1) == 1, DIFFERS)
+    return alike
+
+
+def _said(where: str, rival: str, found: Mapping[str, pd.Series]) -> str:
+    clauses = []
+    for score, verdicts in found.items():
+        parts = [
+            f"{verdict}: {', '.join(METHODS[str(method)].label for method in methods)}"
+            for verdict in ("ahead", "behind", "no effect")
+            if len(methods := verdicts.index[verdicts == verdict])
+        ]
+        parts += [
+            f"{verdict}: {count} of {len(verdicts)} methods"
+            for verdict in ("undecided", DIFFERS)
+            if (count := int((verdicts == verdict).sum()))
+        ]
+        clauses.append(f"{SCORES[score]}, {'; '.join(parts)}")
+    return f"{where}, against {METHODS[rival].label}: {'. '.join(clauses)}."

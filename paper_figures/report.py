@@ -44,7 +44,8 @@ def texts(runs: Runs) -> dict[Path, str]:
     if not start or not end:
         raise ValueError(f"{README} lacks the marks {MARKS}")
     # the paper's sets; what the arena lacks stands in RESULTS.md
-    said = _readme(runs, verdicts, leads, *(len(jobs) - _of_arena(jobs) for jobs in (wanted, lacking)))
+    parts = (len(jobs) - _of_arena(jobs) for jobs in (wanted, lacking))
+    said = _readme(runs, verdicts, leads, arena_of.summary(arena_of.scores(runs)), *parts)
     return {
         FILE: _results(runs, verdicts, leads, table, wanted, lacking),
         README: f"{before}{start}\n\n{said}\n\n{end}{after}",
@@ -204,26 +205,31 @@ def _arena(worlds: Mapping[str, pd.DataFrame], wanted: int, lacking: int) -> str
     parts = [
         *([preliminary] if lacking else []),
         "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)), and beside them the rivals of "
-        "their worlds. Means are over base models in equal parts. Ranks have their 95% range; `best` is the chance to "
-        "be the best, `equal` the accuracy in distribution at equal cost: what the methods with rollouts spend in the "
-        "median (* spends less in all, and stands at its end). Demonstrations of older runs were not "
-        "counted (–). Verdicts: p < 0.05 after Holm's correction within a sentence; no effect: within "
-        f"{claims.BOUNDS['points']:g} points by two one-sided tests.",
+        "their worlds. Accuracy in percent, in distribution (`id`), where it was trained, and out of distribution "
+        "(`ood`), over base models in equal parts: the mean of the last four validations. `equal` is the accuracy in "
+        "distribution at equal cost: the operations that the methods with rollouts spend in the median, whose "
+        "validations in the last quarter are averaged (so also where a method spends less in all, *). Ranks have "
+        "their 95% range; `best` is the chance to be the best. Costs are means of a run; `demonstrations` counts rows "
+        "that are a trace or begin in one. Verdicts: p < 0.05 after Holm's correction over the methods of a clause; no "
+        f"effect: within {claims.BOUNDS['points']:g} points by two one-sided tests. A method whose runs vary clearly "
+        "more than the others' has a standard deviation of its own.",
         "![Accuracy of every method with intervals, and over operations](baselines/arena.png)",
         "\n".join(f"- {line}" for line in arena_of.conclusions(worlds)),
     ]
     for world, table in worlds.items():
-        parts.append(f"**{arena_of.TITLES[world].capitalize()}**\n\n{arena.table(table).to_markdown()}")
+        budget = f"equal cost: {table['budget'].iloc[0] / 1e6:.1f} million operations per parameter"
+        title = arena_of.TITLES[world].capitalize()
+        parts.append(f"**{title}** ({budget})\n\n{arena.table(table).to_markdown()}")
     if "paper" in worlds:
         parts.append(
             "What papers claim of their own runs on their benchmarks, and how far our order in the default world "
-            "agrees (Kendall's tau, with three methods or more, and its 95% interval over our means' errors):\n\n"
-            + _with_gaps(arena_of.agreement(worlds))
+            "agrees: Kendall's tau, with three methods or more, and its 95% interval over our means' errors; what is "
+            "claimed counts as exact:\n\n" + _with_gaps(arena_of.agreement(worlds))
         )
     return "\n\n".join(parts)
 
 
-def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, wanted: int, lacking: int) -> str:
+def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, arena_says: str, wanted: int, lacking: int) -> str:
     """The text between the marks of the README."""
     counts = verdicts["verdict"].value_counts()
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*VERDICTS, "no data") if verdict in counts)
@@ -237,7 +243,8 @@ def _readme(runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, wanted: int
             _places(leads_of.distinct(leads)),
             "The default world, accuracy in percent, mean ± half-width of the 95% interval over seeds:",
             main_table(runs, README_COLUMNS),
-            f"Of {counts.sum()} claims of the paper: {said}. [RESULTS.md](paper_figures/RESULTS.md) has all numbers.",
+            *([f"{arena_says} ([arena](paper_figures/RESULTS.md#the-arena))"] if arena_says else []),
+            f"Of {counts.sum()} claims of the paper: {said} ([RESULTS.md](paper_figures/RESULTS.md)).",
         ]
     )
 

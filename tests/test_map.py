@@ -147,7 +147,7 @@ def test_at_equal_cost_by_hand():
 # --- the arena --------------------------------------------------------------------------------------------------------
 
 OWN, STRONG = "tiny:own_share=0.4", "tiny:own_share=0.8"
-RIVALS = {"luffy": 0.5, "sft_rl": 0.6, "on_policy": 0.4, "sft": 0.3}
+RIVALS = {"luffy": 0.5, "sft_rl": 0.6, "on_policy": 0.4, "sft": 0.3, "rl_sft_loss": 0.45}
 ARENA = made(
     [
         (s, model, method, seed, level + delta)
@@ -165,7 +165,7 @@ ARENA = made(
     [
         {"run": run, "stage": 0, "step": step, "eval/id": 0.1 * (step + 1), "total/generated_tokens": 100.0 * step,
          "total/trained_tokens": 50.0 * step}
-        for run in range(28) for step in (0, 1, 2)
+        for run in range(32) for step in (0, 1, 2)
     ],
 )  # fmt: skip
 
@@ -175,23 +175,26 @@ def test_who_meets_in_a_world():
     rivals are missing."""
     worlds = standings.scores(ARENA)
     assert {world: sorted(set(table["method"])) for world, table in worlds.items()} == {
-        "paper": ["hpt", "luffy", "on_policy", "sft", "sft_rl", "srft"],
-        "strong": ["hpt", "luffy", "on_policy", "sft", "sft_rl"],
+        "paper": ["hpt", "luffy", "on_policy", "rl_sft_loss", "sft", "sft_rl", "srft"],
+        "strong": ["hpt", "luffy", "on_policy", "rl_sft_loss", "sft", "sft_rl"],
     }
     assert set(worlds["strong"]["model"]) == {STRONG}
     table = standings.data(ARENA)
     first = table[(table["world"] == "paper") & (table["score"] == "id")]
-    assert first["method"].tolist() == ["hpt", "sft_rl", "srft", "luffy", "on_policy", "sft"]
-    assert first["rank"].tolist() == [1, 2, 3, 4, 5, 6]
-    # two seeds a point from their mean: a deviation of sqrt(2) points over twelve runs in six cells; t(0.975, 6)
-    assert first["half"].tolist() == pytest.approx([2.446912 * math.sqrt(2) / math.sqrt(2)] * 6, rel=1e-5)
+    assert first["method"].tolist() == ["hpt", "sft_rl", "srft", "luffy", "rl_sft_loss", "on_policy", "sft"]
+    assert first["rank"].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    # two seeds a point from their mean: a deviation of sqrt(2) points over 14 runs in seven cells; t(0.975, 7)
+    assert first["half"].tolist() == pytest.approx([2.364624 * math.sqrt(2) / math.sqrt(2)] * 7, rel=1e-5)
     curve = table[(table["world"] == "paper") & (table["score"] == "curve") & (table["method"] == "hpt")]
     assert curve["spent"].max() == 2 * 200 + 6 * 100 and curve["mean"].max() == pytest.approx(30)
     equal = table[(table["world"] == "paper") & (table["score"] == "equal")]
-    assert equal["mean"].tolist() == pytest.approx([30] * 6)  # all spend the same: the mean of what comes late
+    assert equal["mean"].tolist() == pytest.approx([30] * 7)  # all spend the same: the mean of what comes late
     figure = standings.draw(table)
     names = [[label.get_text() for label in axis.get_yticklabels()] for axis in figure.axes[:2]]
-    assert names[0] == ["SFT", "On-Policy RL", "LUFFY", "SRFT", "SFT+RL", "HPT"] and names[1][-1] == "LUFFY"
+    assert (
+        names[0] == ["SFT", "On-Policy RL", "RL w/ SFT Loss", "LUFFY", "SRFT", "SFT+RL", "HPT"]
+        and names[1][-1] == "LUFFY"
+    )
 
 
 def test_other_settings_do_not_meet():
@@ -215,7 +218,9 @@ def test_own_runs_beside_the_committed_ones(monkeypatch):
     jobs = [Job(make_config(name), Path(name)) for name in ("luffy", "maxrl")]
     table = standings.beside(known, "paper", jobs)
     assert asked == ["maxrl"]
-    assert arena.standings(table)["method"].tolist() == ["maxrl", "hpt", "sft_rl", "srft", "luffy", "on_policy", "sft"]
+    assert arena.standings(table)["method"].tolist() == [
+        "maxrl", "hpt", "sft_rl", "srft", "luffy", "rl_sft_loss", "on_policy", "sft",
+    ]  # fmt: skip
     with pytest.raises(NoDataError, match="no runs of the world corner"):
         standings.beside(known, "corner", jobs)
     own.runs["steps"] = 7
@@ -226,19 +231,33 @@ def test_own_runs_beside_the_committed_ones(monkeypatch):
 
 
 def test_verdicts_of_the_arena():
-    """In the default world the error of a difference is sqrt(2) points, with 6 degrees of freedom."""
+    """In the default world the error of a difference is sqrt(2) points, with 7 degrees of freedom."""
     worlds = standings.scores(ARENA)
     found = arena.against(worlds["paper"], "luffy", 2.0).set_index("method")
-    assert found["lead"].to_dict() == pytest.approx({"hpt": 20, "srft": 0.5})
-    half = 2.446912 * math.sqrt(2)
+    leads_by_hand = {"on_policy": -10, "sft": -20, "rl_sft_loss": -5, "sft_rl": 10, "hpt": 20, "srft": 0.5}
+    assert found["lead"].to_dict() == pytest.approx(leads_by_hand)
+    half = 2.364624 * math.sqrt(2)
     assert found.loc["hpt", "high"] - found.loc["hpt", "lead"] == pytest.approx(half, rel=1e-5)
-    assert found.loc["hpt", "p"] == pytest.approx(2 * 2 * stats.t.sf(20 / math.sqrt(2), 6))  # Holm: the less of two
-    assert found["verdict"].to_dict() == {"hpt": "ahead", "srft": "undecided"}
+    assert found.loc["hpt", "p"] == pytest.approx(6 * 2 * stats.t.sf(20 / math.sqrt(2), 7))  # Holm: the least of six
+    assert found["verdict"][["sft_rl", "hpt", "srft"]].tolist() == ["ahead", "ahead", "undecided"]
     said = standings.conclusions(worlds)
-    assert said[:2] == [
-        "With the default base, against SFT+RL: ahead: HPT; behind: SRFT.",
-        "With the default base, against LUFFY: ahead: HPT; undecided: 1 of 2 methods.",
-    ]
+    assert said[1] == (  # srft is in one of them, hpt ahead in one and behind in the other, and so is sft_rl
+        "With each of 2 bases, against LUFFY: in distribution, behind: On-Policy RL, SFT, RL w/ SFT Loss; "
+        "not decided alike: 2 of 5 methods. At equal cost, no effect: On-Policy RL, SFT, RL w/ SFT Loss, SFT+RL, HPT. "
+        "Out of distribution, behind: On-Policy RL, SFT, RL w/ SFT Loss; not decided alike: 2 of 5 methods."
+    )
+    assert said[4] == (  # accuracies out of distribution are half as far apart
+        "With the default base, against LUFFY: in distribution, ahead: SFT+RL, HPT; behind: On-Policy RL, SFT, "
+        "RL w/ SFT Loss; undecided: 1 of 6 methods. At equal cost, no effect: On-Policy RL, SFT, RL w/ SFT Loss, "
+        "SFT+RL, HPT, SRFT. Out of distribution, ahead: SFT+RL, HPT; behind: On-Policy RL, SFT, RL w/ SFT Loss; "
+        "no effect: SRFT."
+    )
+    assert standings.summary(worlds) == (
+        "Of 6 other methods in the default world, ahead of LUFFY are 2 in distribution, 0 at equal cost, 2 out of "
+        "distribution; with each of 2 bases: none; none; none."
+    )
+    assert standings.summary({}) == "" and standings.conclusions({}) == []
+    assert len(said) == 9 and len(standings.conclusions({"paper": worlds["paper"]})) == 3
 
 
 def test_agreement_with_what_papers_claim():

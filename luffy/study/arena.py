@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORLDS = {"paper": "arena", "corner": "arena_corner", "strong": "arena_strong"}  # presets
-RIVALS = ("on_policy", "luffy", "sft", "sft_rl")  # that every method is seen beside
+RIVALS = ("on_policy", "luffy", "sft", "rl_sft_loss", "sft_rl")  # that every method is seen beside
 DRAWS = 10_000
 POINTS = 50  # of a curve over cost
 
@@ -188,9 +188,8 @@ def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.Dat
     means = inference.blocked_means(scores, column)
     values = means.values
     ranks = (-means.draws(DRAWS, seed)).argsort(axis=1).argsort(axis=1) + 1.0
-    if means.df <= 0:  # with a seed each nothing is known of errors
+    if not means.known:  # with a seed each nothing is known of errors
         ranks[:] = np.nan
-    half = inference.Effect(0.0, 1.0, means.df, 2).half
     low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest")
     table = pd.DataFrame(
         {
@@ -198,7 +197,7 @@ def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.Dat
             "label": [METHODS[method].label for method in means.names],
             "seeds": means.sizes,
             column: 100 * values,
-            "half": 100 * half * means.errors,
+            "half": 100 * means.halves,
             "rank": (-values).argsort().argsort() + 1,
             "rank low": low,
             "rank high": high,
@@ -227,21 +226,19 @@ def agreement(
         return (np.sign(values[..., first] - values[..., second]) * order).mean(axis=-1)
 
     found["tau"] = float(tau(means.values[both]))
-    if means.df > 0:
+    if means.known:
         drawn = tau(means.draws(DRAWS, seed)[:, both])
         found["low"], found["high"] = np.quantile(drawn, [0.025, 0.975], method="nearest")
     return found
 
 
-def against(
-    scores: pd.DataFrame, rival: str, bound: float, column: str = "id", but: Sequence[str] = RIVALS
-) -> pd.DataFrame:
-    """How far each method `but` these, and the rival itself, is ahead of the rival: columns method, lead, low, high
-    (points), p (Holm over the methods), verdict ("ahead", "behind", "no effect" within +-bound points, "undecided")."""
+def against(scores: pd.DataFrame, rival: str, bound: float, column: str = "id") -> pd.DataFrame:
+    """How far each method is ahead of a rival: columns method, lead, low, high (points), p (Holm over the methods),
+    verdict ("ahead", "behind", "no effect" within +-bound points, "undecided")."""
     import pandas as pd
 
     means = inference.blocked_means(scores.assign(value=100 * scores[column]), "value")
-    others = [method for method in METHODS if method in means.names and method not in (*but, rival)]
+    others = [method for method in METHODS if method in means.names and method != rival]
     effects = [means.difference(method, rival) for method in others]
     rows = []
     for method, effect, p in zip(others, effects, inference.holm([effect.p for effect in effects]), strict=True):
@@ -252,7 +249,7 @@ def against(
 
 def table(scores: pd.DataFrame) -> pd.DataFrame:
     """The table of a world, as text: methods by their score in distribution; out of distribution, at equal cost (with
-    a * if less is spent in all), ranks, and what was spent.
+    a * if less is spent in all), the ranks of the first and the last, and what was spent.
 
     scores: of its runs, as `scores` has them.
     """
@@ -270,8 +267,10 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
             other = ranks.loc[row["method"]]
             less = column == "equal" and mine["operations"].mean() < mine["budget"].iloc[0]
             cells[column] = _interval(other[column], other["half"]) + (" *" if less else "")
+        cells["rank"] = _rank(row)
+        if "equal" in others:
+            cells["rank, equal"] = _rank(others["equal"].loc[row["method"]])
         cells |= {
-            "rank": f"{row['rank']}" + (f" [{row['rank low']:.0f}, {row['rank high']:.0f}]" if known else ""),
             "best": f"{row['best']:.0%}" if known else "–",
             "generated": f"{mine['generated_tokens'].mean():,.0f}",
             "trained": f"{mine['trained_tokens'].mean():,.0f}",
@@ -280,6 +279,12 @@ def table(scores: pd.DataFrame) -> pd.DataFrame:
         }
         rows.append(cells)
     return pd.DataFrame(rows).set_index("method")
+
+
+def _rank(row: Mapping[str, Any] | pd.Series) -> str:
+    return f"{row['rank']:.0f}" + (
+        f" [{row['rank low']:.0f}, {row['rank high']:.0f}]" if row["best"] == row["best"] else ""
+    )
 
 
 def _interval(value: float, half: float) -> str:

@@ -187,13 +187,14 @@ def _error(cell: np.ndarray, deviation: float) -> float:
 
 @dataclass(frozen=True)
 class Means:
-    """Means of several cells with the covariance of their errors, (cells, cells), its degrees of freedom, and the
-    number of seeds of each."""
+    """Means of several cells with the covariance of their errors, (cells, cells), the degrees of freedom of each error,
+    (cells,), which of them have one standard deviation together, and the number of seeds of each."""
 
     names: list[str]
     values: np.ndarray
     covariance: np.ndarray
-    df: int
+    df: np.ndarray
+    together: np.ndarray
     sizes: list[int]
 
     @property
@@ -201,24 +202,46 @@ class Means:
         """The standard error of each, NaN where nothing is known of the spread."""
         return np.sqrt(np.diag(self.covariance))
 
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of the errors."""
+        return not bool(np.isnan(self.errors).all())
+
+    @property
+    def halves(self) -> np.ndarray:
+        """Half-widths of the 95% intervals."""
+        each = zip(self.errors, self.df, strict=True)
+        return np.array([Effect(0.0, float(error), float(df), 2).half for error, df in each])
+
     def difference(self, first: str, second: str) -> Effect:
+        """With Welch's degrees of freedom, but between two that have one standard deviation."""
         i, j = self.names.index(first), self.names.index(second)
-        variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
+        parts = self.covariance[i, i], self.covariance[j, j]
+        variance = sum(parts) - 2 * self.covariance[i, j]
+        df = float(self.df[i])
+        if not (self.together[i] and self.together[j]):
+            df = sum(parts) ** 2 / (parts[0] ** 2 / self.df[i] + parts[1] ** 2 / self.df[j])
         value = float(self.values[i] - self.values[j])
-        return Effect(value, math.sqrt(variance), self.df, min(self.sizes[i], self.sizes[j]))
+        return Effect(value, math.sqrt(variance), df, min(self.sizes[i], self.sizes[j]))
 
     def draws(self, count: int, seed: int = 0) -> np.ndarray:
         """The means drawn from their errors by Student's t, (count, cells); NaN where these are not known."""
-        if self.df <= 0:
+        if not self.known:
             return np.full((count, len(self.names)), np.nan)
         rng = np.random.default_rng(seed)
         normal = rng.multivariate_normal(np.zeros(len(self.names)), self.covariance, count)
-        return self.values + normal * np.sqrt(self.df / rng.chisquare(self.df, count))[:, None]
+        scales = np.empty_like(normal)
+        each = np.eye(len(self.names), dtype=bool)[~self.together]
+        for members in (self.together, *each):
+            if members.any():
+                df = self.df[members][0]
+                scales[:, members] = np.sqrt(df / rng.chisquare(df, count))[:, None]
+        return self.values + normal * scales
 
 
 def blocked_means(table: pd.DataFrame, column: str, cell: str = "method", block: str = "model") -> Means:
     """The mean of a column in every cell, over blocks in equal parts (least squares of cell and block, without their
-    interaction), with one standard deviation for all cells; a cell whose residuals vary more keeps its own.
+    interaction), with one standard deviation for all cells but those that vary more (`outliers`), which have their own.
 
     Cells need not have the blocks in equal numbers: what a base model adds to the runs of all methods moves no mean.
     """
@@ -230,15 +253,34 @@ def blocked_means(table: pd.DataFrame, column: str, cell: str = "method", block:
     inverse = np.linalg.pinv(design.T @ design)
     values = data[column].to_numpy(float)
     fitted = inverse @ design.T @ values
-    residuals = values - design @ fitted
-    df = len(data) - int(np.linalg.matrix_rank(design)) if len(data) else 0
-    sizes = [int(count) for count in cells.sum(axis=0)]
-    deviation = math.sqrt(float((residuals**2).sum()) / df) if df > 0 else math.nan
-    squares = (cells * (residuals**2)[:, None]).sum(axis=0)
-    own = np.sqrt(squares / np.maximum(1, np.array(sizes) - 1))
-    spread = np.maximum(own, deviation)
+    squares = cells.T @ (values - design @ fitted) ** 2
+    sizes = cells.sum(axis=0).astype(int)
+    left = len(data) - int(np.linalg.matrix_rank(design)) if len(data) else 0
+    apart = outliers(squares, sizes - 1, left)
+    left -= int((sizes - 1)[apart].sum())
+    df = np.where(apart, sizes - 1.0, left)
+    square = np.where(apart, squares, squares[~apart].sum())
+    spread = np.sqrt(np.divide(square, df, where=df > 0, out=np.full(len(df), np.nan)))
     covariance = spread[:, None] * inverse[: len(names), : len(names)] * spread
-    return Means(names, fitted[: len(names)], covariance, df, sizes)
+    return Means(names, fitted[: len(names)], covariance, df, ~apart, sizes.tolist())
+
+
+def outliers(squares: np.ndarray, df: np.ndarray, left: int) -> np.ndarray:
+    """Which cells vary more than the others together: an F test each, p < 0.05 by Bonferroni, the clearest first.
+
+    squares, df: sums of squared residuals of the cells and their degrees of freedom. left: those of all residuals."""
+    from scipy import stats
+
+    apart = np.zeros(len(squares), bool)
+    while True:
+        inside, rest = squares[~apart].sum(), left - df[apart].sum()
+        others, theirs = inside - squares, rest - df
+        tried = ~apart & (df > 0) & (theirs > 0) & (others > 1e-9 * inside)
+        ratio = np.divide(squares * theirs, others * df, where=tried, out=np.zeros(len(squares)))
+        ps = np.where(tried, stats.f.sf(ratio, np.maximum(df, 1), np.maximum(theirs, 1)), 1.0)
+        if not len(ps) or ps.min() * len(ps) >= LEVEL:
+            return apart
+        apart[ps.argmin()] = True
 
 
 def components(table: pd.DataFrame, column: str) -> dict[str, float]:

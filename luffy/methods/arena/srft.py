@@ -19,8 +19,8 @@ from ..rows import Batch, Now, Signal
 @register("srft", "SRFT")
 class SRFT(WithTraces):
     sft_weight: NonNegative = 0.03
-    """Of a demonstration's likelihood, times e^-H, H the mean entropy of the row's tokens; the reference's 0.5, which
-    divides this term as the policy's: by 16 where one row of eight is a trace of half the window."""
+    """Of a demonstration's likelihood, times e^-H, H the mean entropy of the row's tokens: 0.5 of the paper, taken to
+    be divided as the policy term is, by 16 where one row of eight is a trace of half the window."""
     right_weight: NonNegative = 0.1
     """Of a right rollout, times e^H; a wrong one counts -1."""
 
