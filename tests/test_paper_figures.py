@@ -15,7 +15,7 @@ from paths import ROOT
 
 import paper_figures
 from luffy import make_config, read_published, train
-from luffy.methods import PAPER_METHODS
+from luffy.methods import METHODS, PAPER_METHODS
 from luffy.study.experiments import preset_jobs
 from luffy.study.presets import load_preset
 from paper_figures import FIGURES, TABLES, baselines, claims, curves, make_runs, report, runs
@@ -263,6 +263,20 @@ def test_beginnings_are_what_was_measured():
     for share, cells in rows:
         stated = [float(cell) for cell in cells.split("|")]
         assert stated == pytest.approx((100 * table.loc[f"tiny:own_share={share},seed=3"]).tolist(), abs=0.06)
+
+
+@pytest.mark.parametrize("name", ["tuning", "arena_tuning"])
+def test_trials_are_what_was_measured(name):
+    """Five for every method, of clean commits; PILOTS.md states the scores that the table holds."""
+    folder = Path(paper_figures.__file__).parent / "pilots"
+    table = pd.read_csv(folder / f"{name}.csv")
+    assert not table["code"].str.endswith("dirty").any()
+    lines = (folder / "PILOTS.md").read_text().splitlines()
+    for method, part in table.groupby("method"):
+        label = METHODS[str(method)].label
+        said = [line for line in lines if line.startswith((f"| {label} |", f"| {label}, "))]
+        stated = re.findall(r"(?<=[|:] )\**([\d.]+)\**(?= [|·])", " ".join(said))
+        assert len(part) == 5 and sorted(map(float, stated)) == pytest.approx(sorted(part["id"]), abs=0.06), method
 
 
 def test_the_arena_has_the_best_rates_of_the_trials():
