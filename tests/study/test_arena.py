@@ -168,4 +168,5 @@ def test_the_worlds_and_as_many_trials_for_each():
     assert {job.config.method.name for job in asked["paper"]} - set(arena.RIVALS) == set(ARENA_METHODS) - {"opd"}
     trials = [variant for preset in ("tuning", "arena_tuning") for variant in presets.load_preset(preset)["variants"]]
     for name in METHODS.keys() - {"opd"}:
-        assert sum(name in variant["methods"] for variant in trials) == 5, name
+        count = 6 if name == "sft_rl" else 5  # the best of five stood at an edge
+        assert sum(name in variant["methods"] for variant in trials) == count, name
