@@ -267,7 +267,8 @@ def test_beginnings_are_what_was_measured():
 
 @pytest.mark.parametrize("name", ["tuning", "arena_tuning"])
 def test_trials_are_what_was_measured(name):
-    """Five for every method, of clean commits; PILOTS.md states the scores that the table holds."""
+    """Five for every method (six where the best of five stood at an edge), of clean commits; PILOTS.md states the
+    scores that the table holds."""
     folder = Path(paper_figures.__file__).parent / "pilots"
     table = pd.read_csv(folder / f"{name}.csv")
     assert not table["code"].str.endswith("dirty").any()
@@ -276,7 +277,8 @@ def test_trials_are_what_was_measured(name):
         label = METHODS[str(method)].label
         said = [line for line in lines if line.startswith((f"| {label} |", f"| {label}, "))]
         stated = re.findall(r"(?<=[|:] )\**([\d.]+)\**(?= [|·])", " ".join(said))
-        assert len(part) == 5 and sorted(map(float, stated)) == pytest.approx(sorted(part["id"]), abs=0.06), method
+        assert len(part) == (6 if method == "sft_rl" else 5)
+        assert sorted(map(float, stated)) == pytest.approx(sorted(part["id"]), abs=0.06), method
 
 
 def test_the_arena_has_the_best_rates_of_the_trials():
