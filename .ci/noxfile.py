@@ -3,6 +3,7 @@
 nox -f .ci/noxfile.py -s lint
 """
 
+import logging
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,8 @@ from traitlets.config import Config
 ROOT = Path(__file__).resolve().parents[1]
 ARENA = "{max_steps: 4, eval_steps: 1, eval_problems: 8, final_eval_problems: 4, rollout_batch_size: 8}"
 WITH_OUTPUTS = ("walkthrough", "explore", "figures", "map")  # outputs.py keeps them
+for name in ("papermill", "traitlets"):  # nox shows all that is logged, of these every message of a kernel
+    logging.getLogger(name).setLevel(logging.WARNING)
 nox.options.default_venv_backend = "none"
 # pyenv's command of that name only works where the version is switched on
 INSTALLED = sorted(Path.home().glob(".pyenv/versions/3.13.*/bin/python3.13"))
