@@ -207,10 +207,10 @@ def _arena(worlds: Mapping[str, pd.DataFrame], wanted: int, lacking: int) -> str
         "Methods that came after LUFFY ([what each does](../luffy/methods/ARENA.md)), and beside them the rivals of "
         "their worlds. Accuracy in percent, in distribution (`id`), where it was trained, and out of distribution "
         "(`ood`), over base models in equal parts: the mean of the last four validations. `equal` is the accuracy in "
-        "distribution at equal cost: the operations that the methods with rollouts spend in the median, whose "
-        "validations in the last quarter are averaged (so also where a method spends less in all, *). Ranks have "
-        "their 95% range; `best` is the chance to be the best. Costs are means of a run; `demonstrations` counts rows "
-        "that are a trace or begin in one. Verdicts: p < 0.05 after Holm's correction over the methods of a clause; no "
+        "distribution at equal cost: the mean of the validations in the last quarter of the operations that the "
+        "methods with rollouts spend in the median (of those that a method spends itself where that is less, *). Ranks "
+        "have their 95% range; `best` is the chance to be the best. Costs are means of a run; `demonstrations` counts "
+        "rows that are a trace or begin in one. Verdicts: p < 0.05 after Holm's correction over methods; no "
         f"effect: within {claims.BOUNDS['points']:g} points by two one-sided tests. A method whose runs vary clearly "
         "more than the others' has a standard deviation of its own.",
         "![Accuracy of every method with intervals, and over operations](baselines/arena.png)",
