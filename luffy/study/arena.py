@@ -249,7 +249,7 @@ def against(scores: pd.DataFrame, rival: str, bound: float, column: str = "id") 
 
 def table(scores: pd.DataFrame) -> pd.DataFrame:
     """The table of a world, as text: methods by their score in distribution; out of distribution, at equal cost (with
-    a * if less is spent in all), the ranks of the first and the last, and what was spent.
+    a * if less is spent in all), the ranks in distribution and at equal cost, and what was spent.
 
     scores: of its runs, as `scores` has them.
     """
