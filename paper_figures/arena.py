@@ -33,7 +33,7 @@ TITLES = {
     "corner": "a base that shows nothing of the skill",
     "strong": "a base that works step by step in four of five answers",
 }
-SCORES = {"id": "in distribution", "equal": "At equal cost", "ood": "Out of distribution"}
+SCORES = {"id": "in distribution", "equal": "at equal cost", "ood": "out of distribution"}
 DIFFERS = "not decided alike"
 ASKED = ("sft_rl", "luffy", "on_policy")  # first whom all must meet (arXiv 2604.23747)
 COMMAND = "python -m paper_figures.make_runs"
@@ -173,19 +173,15 @@ def conclusions(worlds: Mapping[str, pd.DataFrame]) -> list[str]:
     return told + [_said(f"With {TITLES[world]}", rival, found[rival][world]) for world in worlds for rival in ASKED]
 
 
-def summary(worlds: Mapping[str, pd.DataFrame], rival: str = "luffy") -> str:
+def summary(worlds: Mapping[str, pd.DataFrame]) -> str:
     """How many methods are ahead of LUFFY in the default world, and which are in all worlds. Empty without runs."""
-    found = _verdicts(worlds, rival)
-    if "paper" not in found:
+    if "paper" not in worlds:
         return ""
-    counts, everywhere = [], []
-    for score, verdicts in found["paper"].items():
-        where = SCORES[score][0].lower() + SCORES[score][1:]
-        counts.append(f"{int((verdicts == 'ahead').sum())} {where}")
-        alike = _alike(found)[score]
-        everywhere.append(", ".join(METHODS[str(m)].label for m in alike.index[alike == "ahead"]) or "none")
+    found = _verdicts(worlds, "luffy")
+    counts = [f"{int((verdicts == 'ahead').sum())} {SCORES[score]}" for score, verdicts in found["paper"].items()]
+    everywhere = [_labels(verdicts, "ahead") or "none" for verdicts in _alike(found).values()]
     return (
-        f"Of {len(verdicts)} other methods in the default world, ahead of {METHODS[rival].label} are "
+        f"Of {len(found['paper']['id'])} other methods in the default world, ahead of LUFFY are "
         f"{', '.join(counts)}; with each of {len(worlds)} bases: {'; '.join(everywhere)}."
     )
 
@@ -209,17 +205,22 @@ def _alike(found: Mapping[str, Mapping[str, pd.Series]]) -> dict[str, pd.Series]
 
 
 def _said(where: str, rival: str, found: Mapping[str, pd.Series]) -> str:
-    clauses = []
+    clauses: list[str] = []
     for score, verdicts in found.items():
         parts = [
-            f"{verdict}: {', '.join(METHODS[str(method)].label for method in methods)}"
+            f"{verdict}: {labels}"
             for verdict in ("ahead", "behind", "no effect")
-            if len(methods := verdicts.index[verdicts == verdict])
+            if (labels := _labels(verdicts, verdict))
         ]
         parts += [
             f"{verdict}: {count} of {len(verdicts)} methods"
             for verdict in ("undecided", DIFFERS)
             if (count := int((verdicts == verdict).sum()))
         ]
-        clauses.append(f"{SCORES[score]}, {'; '.join(parts)}")
+        name = SCORES[score] if not clauses else SCORES[score].capitalize()  # each later one begins a sentence
+        clauses.append(f"{name}, {'; '.join(parts)}")
     return f"{where}, against {METHODS[rival].label}: {'. '.join(clauses)}."
+
+
+def _labels(verdicts: pd.Series, verdict: str) -> str:
+    return ", ".join(METHODS[str(method)].label for method in verdicts.index[verdicts == verdict])

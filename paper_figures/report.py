@@ -45,9 +45,10 @@ def texts(runs: Runs) -> dict[Path, str]:
         raise ValueError(f"{README} lacks the marks {MARKS}")
     # the paper's sets; what the arena lacks stands in RESULTS.md
     parts = (len(jobs) - _of_arena(jobs) for jobs in (wanted, lacking))
-    said = _readme(runs, verdicts, leads, arena_of.summary(arena_of.scores(runs)), *parts)
+    worlds = arena_of.scores(runs)
+    said = _readme(runs, verdicts, leads, arena_of.summary(worlds), *parts)
     return {
-        FILE: _results(runs, verdicts, leads, table, wanted, lacking),
+        FILE: _results(runs, verdicts, leads, table, worlds, wanted, lacking),
         README: f"{before}{start}\n\n{said}\n\n{end}{after}",
     }
 
@@ -128,7 +129,13 @@ def _of_arena(jobs: Sequence[Job]) -> int:
 
 
 def _results(
-    runs: Runs, verdicts: pd.DataFrame, leads: pd.DataFrame, table: str, wanted: Sequence[Job], lacking: Sequence[Job]
+    runs: Runs,
+    verdicts: pd.DataFrame,
+    leads: pd.DataFrame,
+    table: str,
+    worlds: Mapping[str, pd.DataFrame],
+    wanted: Sequence[Job],
+    lacking: Sequence[Job],
 ) -> str:
     parts = [
         "# What came out",
@@ -171,7 +178,7 @@ def _results(
                 for score, name in leads_of.COLUMNS.items()
             ),
         ]
-    if worlds := arena_of.scores(runs):
+    if worlds:
         parts += [f"## The arena\n\n{_arena(worlds, _of_arena(wanted), _of_arena(lacking))}"]
     return "\n\n".join(parts) + "\n"
 
