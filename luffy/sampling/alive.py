@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ def watch(rank: int, size: int) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
     import torch.distributed as dist
+    from torch.distributed import DistError
 
     timeout_s = float(os.environ.get(TIMEOUT_NAME, TIMEOUT_S))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -40,16 +42,27 @@ def watch(rank: int, size: int) -> None:
     store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
     counts = dist.PrefixStore("alive", store)
     counts.set(str(rank), "0")  # also of a process that was here before
-    threading.Thread(target=_watch, args=(counts, rank, size, timeout_s), daemon=True).start()
-    atexit.register(lambda: counts.add(str(rank), LEFT))
+    leaving = threading.Event()
+    thread = threading.Thread(target=_watch, args=(counts, rank, size, timeout_s, leaving), daemon=True)
+    thread.start()
+
+    def leave() -> None:
+        """The thread ends first: one that is inside the store as Python ends is unwound there, which aborts the
+        process, so that a run that is complete would count as failed."""
+        leaving.set()
+        thread.join()
+        with suppress(DistError):  # the store has gone first, with its launcher
+            counts.add(str(rank), LEFT)
+
+    atexit.register(leave)
 
 
-def _watch(counts: Store, rank: int, size: int, timeout_s: float) -> None:
+def _watch(counts: Store, rank: int, size: int, timeout_s: float, leaving: threading.Event) -> None:
     from torch.distributed import DistError
 
     others = [other for other in range(size) if other != rank]
     last, seen = dict.fromkeys(others, -1), dict.fromkeys(others, time.monotonic())
-    while True:
+    while not leaving.wait(timeout_s / 20):
         try:
             counts.add(str(rank), 1)
             found = {other: counts.add(str(other), 0) for other in others}
@@ -64,4 +77,3 @@ def _watch(counts: Store, rank: int, size: int, timeout_s: float) -> None:
             log.error("no sign of life from rank %s for %.0f s", ", ".join(map(str, silent)), timeout_s)
             logging.shutdown()
             os._exit(1)  # the main thread waits in a library, where no exception reaches it
-        time.sleep(timeout_s / 20)
