@@ -4,6 +4,7 @@ nox -f .ci/noxfile.py -s lint
 """
 
 import logging
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,19 +45,22 @@ def lint(session: nox.Session) -> None:
 def notebooks(session: nox.Session) -> None:
     """Every notebook at smoke size, two at once, and the commands of the READMEs. figures.ipynb fails where a figure
     has drifted from paper_figures/baselines; notebooks committed with outputs must put out the same again."""
+    os.chdir(ROOT)  # the kernels' directory; papermill's `cwd` would change this process's from each thread
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
         def execute(name: str, **parameters: object) -> None:
             # Each kernel has its own socket files: a TCP port that is free when chosen may be taken when it is bound.
             sockets = {"transport": "ipc", "ip": f"{folder}/{name}-socket"}
-            papermill.execute_notebook(
-                ROOT / "notebooks" / f"{name}.ipynb",
-                f"{folder}/{name}.ipynb",
-                parameters=parameters,
-                cwd=ROOT,
-                progress_bar=False,
-                config=Config(KernelManager=sockets),
-            )
+            try:
+                papermill.execute_notebook(
+                    f"notebooks/{name}.ipynb",
+                    f"{folder}/{name}.ipynb",
+                    parameters=parameters,
+                    progress_bar=False,
+                    config=Config(KernelManager=sockets),
+                )
+            except Exception as error:
+                raise RuntimeError(f"{name}.ipynb failed") from error
             session.log(f"executed {name}.ipynb")
 
         started = [

@@ -40,7 +40,7 @@ COMMAND = "python -m paper_figures.make_runs"
 SHARED = ("steps", "difficulties", "num_traces", "trace_errors", "verbosity")  # settings of all runs of a world
 CAPTION = (
     "Arena. Top: accuracy in distribution (%) of every method with its 95% interval, over base models in equal parts "
-    "(one standard deviation for all methods of a world but those that vary clearly more); open: at equal cost, "
+    "(one standard deviation for all methods of a world, or their own where that is larger); open: at equal cost, "
     "when as much is spent as by the methods with rollouts in the median, or all if that is less. Bottom: accuracy "
     "over operations per parameter, means over seeds. Methods of a world share base models, problems, steps and rows "
     "of a group; SFT+RL has as many steps again, with other problems."
@@ -174,15 +174,20 @@ def conclusions(worlds: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def summary(worlds: Mapping[str, pd.DataFrame]) -> str:
-    """How many methods are ahead of LUFFY in the default world, and which are in all worlds. Empty without runs."""
+    """How many methods are ahead of LUFFY and behind it in the default world, and which are ahead in all worlds. Empty
+    without runs."""
     if "paper" not in worlds:
         return ""
     found = _verdicts(worlds, "luffy")
-    counts = [f"{int((verdicts == 'ahead').sum())} {SCORES[score]}" for score, verdicts in found["paper"].items()]
-    everywhere = [_labels(verdicts, "ahead") or "none" for verdicts in _alike(found).values()]
+    alike = _alike(found)
+    counts = [
+        f"{SCORES[score]} {int((verdicts == 'ahead').sum())} ahead, {int((verdicts == 'behind').sum())} behind"
+        for score, verdicts in found["paper"].items()
+    ]
+    everywhere = [f"{_labels(verdicts, 'ahead') or 'none'} {SCORES[score]}" for score, verdicts in alike.items()]
     return (
-        f"Of {len(found['paper']['id'])} other methods in the default world, ahead of LUFFY are "
-        f"{', '.join(counts)}; with each of {len(worlds)} bases: {'; '.join(everywhere)}."
+        f"Of {len(found['paper']['id'])} other methods in the default world, against LUFFY: {'; '.join(counts)}. "
+        f"Of {len(alike['id'])} in all {len(worlds)} worlds, ahead in each: {', '.join(everywhere)}."
     )
 
 

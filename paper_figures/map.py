@@ -18,7 +18,7 @@ from luffy.study.inference import Effect
 from . import tables
 from .claims import BOUNDS
 from .files import missing
-from .points import RIVALS, SHOWN, is_own, leads, points
+from .points import RIVALS, SHOWN, cell, cell_means, is_own, leads, points
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -33,20 +33,20 @@ AXES = {
 DRAWS = 4000
 CAPTION = (
     "Map. LUFFY's lead over each rival, in points of accuracy, with 95% intervals (one standard deviation for all "
-    "cells; a cell that varies more keeps its own). Left: over how often the base works step by step by itself, before "
-    "training (at temperature 1); `tiny` is the model before the training that shows steps. Crosses at the bottom: "
-    "where a lead changes sign, with the 95% interval, pale if it does so in less than 95% of draws of the leads' "
-    "errors. Right: over the training problems, from those that the base's own steps finish (the teacher adds little) "
-    "to those that they do not; all are evaluated on problems of 3 to 7 steps, so that the last point is also one of "
-    "other problems in training than in the test. Above 0 LUFFY is ahead; the band is +-2 points."
+    "methods and points, or their own where that is larger). Left: over how often the base works step by step by "
+    "itself, before training (at temperature 1); `tiny` is the model before the training that shows steps. Crosses at "
+    "the bottom: where a lead changes sign, with the 95% interval, pale if it does so in less than 95% of draws of the "
+    "leads' errors. Right: over the training problems, from those that the base's own steps finish (the teacher adds "
+    "little) to those that they do not; all are evaluated on problems of 3 to 7 steps, so that the last point is also "
+    "one of other problems in training than in the test. Above 0 LUFFY is ahead; the band is +-2 points."
 )
 
 
 def data(runs: Runs) -> pd.DataFrame:
     """Columns axis, point, x, measured (percent of the base's answers that are worked step by step, NaN if it was not
-    measured), score ("id", "ood"), rival, lead, low, high, se (points), p (Holm, over the points of a rival and
-    score), verdict, seeds. Empty where there are no runs."""
-    columns = ["axis", "point", "x", "measured", "score", "rival", "lead", "low", "high", "se", "p", "verdict", "seeds"]
+    measured), score ("id", "ood"), rival, lead, low, high, se (points), df, p (Holm, over the points of a rival
+    and score), verdict, seeds. Empty where there are no runs."""
+    columns = "axis point x measured score rival lead low high se df p verdict seeds".split()
     try:
         table = points(runs)
     except NoDataError:
@@ -56,7 +56,7 @@ def data(runs: Runs) -> pd.DataFrame:
         found = leads(table, score)
         adjusted = _holm(found)
         for (row, effect), p in zip(found, adjusted, strict=True):
-            row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "se": effect.se}
+            row |= {"lead": effect.value, "low": effect.low, "high": effect.high, "se": effect.se, "df": effect.df}
             row |= {"p": p, "seeds": effect.seeds, "verdict": inference.lead(effect, p, BOUNDS["points"])}
             row["measured"] = shares.get(row["point"], np.nan) if row["axis"] == "base" else np.nan
             rows.append(row)
@@ -91,10 +91,10 @@ def crossings(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     chosen = table[(table["axis"] == "base") & (table["x"] >= 0)]
     for (score, rival), part in chosen.groupby(["score", "rival"], sort=False):
         part = part.sort_values("x")
-        x, values, errors = (part[name].to_numpy(float) for name in ("x", "lead", "se"))
+        x, values, errors, df = (part[name].to_numpy(float) for name in ("x", "lead", "se", "df"))
         known, drawn = not np.isnan(errors).any(), []
         if known:
-            drawn = [_crossings(x, values + errors * rng.standard_normal(len(x))) for _ in range(DRAWS)]
+            drawn = [_crossings(x, values + errors * rng.standard_t(df)) for _ in range(DRAWS)]
             drawn = [places for places in drawn if len(places)]
         for share in _crossings(x, values) if len(_crossings(x, values)) else [np.nan]:
             row: dict[str, Any] = {"score": score, "rival": rival, "share": share}
@@ -117,12 +117,12 @@ def _crossings(x: np.ndarray, values: np.ndarray) -> np.ndarray:
 def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
     """Every method's accuracy, in percent, at the cost.equal_budget of a point: columns axis, point, operations, base,
     then for every method its label, with "+-" the half-width of the 95% interval, with "less" whether the method spends
-    less in all and stands at its end, and best (those that cannot be told from the best: pooled deviation, p >= 0.05).
-    The default world has one row."""
+    less in all and stands at its end, and best (those that cannot be told from the best: p >= 0.05). The default world
+    has one row."""
     table = points(runs)
     curves = runs.curves[runs.curves["run"].isin(table["run"])].sort_values(["run", "step"])
     curves = curves.assign(spent=cost.operations(curves))
-    table = table.assign(spent=table["run"].map(curves.groupby("run")["spent"].max()))
+    table = table.assign(spent=table["run"].map(curves.groupby("run")["spent"].max()), value=np.nan)
     rows = []
     for (axis, _), part in table.groupby(["axis", "place"], sort=True):
         facts = {"axis": axis, "point": part["point"].iloc[0]}
@@ -132,23 +132,26 @@ def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
         budget = cost.equal_budget(spent.drop("sft", errors="ignore"))
         mine = curves[curves["run"].isin(part["run"])]
         found = {run: cost.reached(rows_of, budget, f"eval/{score}") for run, rows_of in mine.groupby("run")}
-        part = part.assign(value=100 * part["run"].map(found)).dropna(subset=["value"])
-        facts |= {"operations": budget, "base": 100 * part[f"base {score}"].mean()}
-        cells = {str(method): rows_of["value"].tolist() for method, rows_of in part.groupby("method")}
-        means = {method: float(np.mean(cell)) for method, cell in cells.items()}
-        _, deviation, df = inference.pooled(part, "value", ["method"])
-        best = max(means, key=lambda method: means[method])
+        table.loc[part.index, "value"] = 100 * part["run"].map(found)
+        known = table.loc[part.index].dropna(subset=["value"])
+        facts |= {"operations": budget, "base": 100 * known[f"base {score}"].mean()}
+        facts |= {f"{METHODS[method].label} less": bool(spent.get(method, budget) < budget) for method in SHOWN}
+        rows.append(facts)
+    means = cell_means(table)
+    at = dict(zip(means.names, zip(means.values, means.halves, strict=True), strict=True))
+    for facts in rows:
+        here = {method: at[cell(facts, method)] for method in SHOWN if cell(facts, method) in at}
+        for method in SHOWN:
+            label = METHODS[method].label
+            facts[label], facts[f"{label} +-"] = here.get(method, (np.nan, np.nan))
+        order = sorted(here, key=lambda method: -here[method][0])
         near = [
             method
-            for method in sorted(means, key=lambda method: -means[method])
-            if method == best
-            or not inference.pooled_difference(cells[best], cells[method], deviation, df).p < inference.LEVEL
+            for method in order
+            if method == order[0]
+            or not means.difference(cell(facts, order[0]), cell(facts, method)).p < inference.LEVEL
         ]
-        for method in SHOWN:
-            facts[METHODS[method].label] = means.get(method, np.nan)
-            facts[f"{METHODS[method].label} less"] = bool(spent.get(method, budget) < budget)
-            facts[f"{METHODS[method].label} +-"] = inference.pooled_half(cells.get(method, []), deviation, df)
-        rows.append({**facts, "best": ", ".join(METHODS[method].label for method in near)})
+        facts["best"] = ", ".join(METHODS[method].label for method in near)
     return pd.DataFrame(rows)
 
 

@@ -1,7 +1,7 @@
 """The points of the map, and LUFFY's lead over each rival at them.
 
-A point is a set of runs that differ in method and seed only. Leads are differences of means; their intervals have one
-standard deviation for all cells of the map (inference.pooled), which few seeds a cell could not give on their own.
+A point is a set of runs that differ in method and seed only. Leads are differences of means; their intervals have the
+spread of all cells of the map (inference.cell_means), which few seeds a cell could not give on their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pandas as pd
 
 from luffy.config import DEFAULT_MODEL
 from luffy.study import inference
-from luffy.study.inference import Effect
+from luffy.study.inference import Effect, Means
 
 from .runs import MAIN_SET, NoDataError, Runs, own_share, recipe
 
@@ -39,7 +39,7 @@ def points(runs: Runs) -> pd.DataFrame:
     return table[["axis", "point", "x", "place", "method", "seed", "id", "ood", "base id", "base ood", "run"]]
 
 
-def is_own(row: dict[str, Any]) -> bool:
+def is_own(row: dict[Any, Any]) -> bool:
     """Whether a row with axis and point is of the default world, which is on both axes."""
     return bool(row["point"] == {"base": OWN, "teacher": TEACHER[MAIN_SET]}[row["axis"]])
 
@@ -48,14 +48,24 @@ def leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]
     """LUFFY's lead over each rival at each of the `points`, in points of accuracy, with axis, point, x, score, rival.
 
     score: "id" or "ood"."""
-    scaled = table.assign(value=100 * table[score]).dropna(subset=["value"])
-    # a cell that is on both axes counts once
-    _, deviation, df = inference.pooled(scaled.drop_duplicates("run"), "value", ["axis", "point", "method"])
-    found = []
-    for (axis, _), part in scaled.groupby(["axis", "place"], sort=True):
-        cells = {str(method): rows["value"].tolist() for method, rows in part.groupby("method")}
+    table = table.assign(value=100 * table[score])
+    means, found = cell_means(table), []
+    for (axis, _), part in table.dropna(subset=["value"]).groupby(["axis", "place"], sort=True):
         facts = {"axis": axis, "point": part["point"].iloc[0], "x": part["x"].iloc[0], "score": score}
-        for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(cells)]:
-            effect = inference.pooled_difference(cells["luffy"], cells[rival], deviation, df)
+        for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(part["method"])]:
+            effect = means.difference(cell(facts, "luffy"), cell(facts, rival))
             found.append(({**facts, "rival": rival}, effect))
     return found
+
+
+def cell_means(table: pd.DataFrame) -> Means:
+    """The mean `value` of every `cell` of the points, with the spread of all: a cell on both axes counts once."""
+    rows = table.to_dict("records")
+    named = table.assign(cell=[cell(row, row["method"]) for row in rows])
+    return inference.cell_means(named.drop_duplicates("run"), "value", "cell")
+
+
+def cell(row: dict[Any, Any], method: str) -> str:
+    """The name of a method's runs at a point, which is that of the base axis if it is on both."""
+    axis, point = ("base", OWN) if is_own(row) else (row["axis"], row["point"])
+    return f"{method}, {axis} {point}"

@@ -149,7 +149,7 @@ def _results(
         "the choice of evaluation problems. All runs are trained on the same 1,000 problems; what another choice of "
         "these would change is in no interval.\n\n" + claims.spread(runs).round(2).to_markdown(index=False),
         "## The claims of the paper\n\nPositive agrees with the paper; brackets are 95% intervals (Welch; on other "
-        "bases with one standard deviation for all cells of the map). No effect: within a bound ("
+        "bases as on the map, below). No effect: within a bound ("
         + ", ".join(f"{bound:g} {unit}" for unit, bound in claims.BOUNDS.items())
         + ") by two one-sided tests. Reproduced and contradicted: p < 0.05 after Holm's correction within a family of "
         "claims. Seeds are those of the method that has fewer; an undecided claim would take as many as are named to "
@@ -165,7 +165,9 @@ def _results(
             "## The map\n\nA base of 41% works so many of its answers step by step before training, at temperature 1 "
             "(`own share` 0.4 is the share of such answers in what it was further trained on). The base `tiny` had no "
             "further training, and answers at once. Training problems have 3 to 7 steps where nothing else is said, "
-            "those of the test always. Verdicts: p < 0.05 after Holm's correction over the points of a sentence; no "
+            "those of the test always. Intervals have one standard deviation for all methods and points, or their own, "
+            "with its degrees of freedom, where that is larger: three seeds say little of their spread, and in doubt "
+            "the interval is wider. Verdicts: p < 0.05 after Holm's correction over the points of a sentence; no "
             f"effect: within {claims.BOUNDS['points']:g} points. A claim above that has more seeds, or fewer tests "
             f"beside it, can be decided where the map is not.\n\n{_conclusions(leads)}",
             "Where the lead changes sign along the base axis (own share, with its 95% interval, and the share of draws "
@@ -218,8 +220,8 @@ def _arena(worlds: Mapping[str, pd.DataFrame], wanted: int, lacking: int) -> str
         "methods with rollouts spend in the median (of those that a method spends itself where that is less, *). Ranks "
         "have their 95% range; `best` is the chance to be the best. Costs are means of a run; `demonstrations` counts "
         "rows that are a trace or begin in one. Verdicts: p < 0.05 after Holm's correction over methods; no "
-        f"effect: within {claims.BOUNDS['points']:g} points by two one-sided tests. A method whose runs vary clearly "
-        "more than the others' has a standard deviation of its own.",
+        f"effect: within {claims.BOUNDS['points']:g} points by two one-sided tests. Intervals have one standard "
+        "deviation for all methods of a world, or a method's own, with its degrees of freedom, where that is larger.",
         "![Accuracy of every method with intervals, and over operations](baselines/arena.png)",
         "\n".join(f"- {line}" for line in arena_of.conclusions(worlds)),
     ]

@@ -253,8 +253,9 @@ def test_verdicts_of_the_arena():
         "no effect: SRFT."
     )
     assert standings.summary(worlds) == (
-        "Of 6 other methods in the default world, ahead of LUFFY are 2 in distribution, 0 at equal cost, 2 out of "
-        "distribution; with each of 2 bases: none; none; none."
+        "Of 6 other methods in the default world, against LUFFY: in distribution 2 ahead, 3 behind; at equal cost 0 "
+        "ahead, 0 behind; out of distribution 2 ahead, 3 behind. Of 5 in all 2 worlds, ahead in each: none in "
+        "distribution, none at equal cost, none out of distribution."
     )
     assert standings.summary({}) == "" and standings.conclusions({}) == []
     assert len(said) == 9 and len(standings.conclusions({"paper": worlds["paper"]})) == 3

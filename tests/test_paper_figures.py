@@ -268,17 +268,57 @@ def test_beginnings_are_what_was_measured():
 @pytest.mark.parametrize("name", ["tuning", "arena_tuning"])
 def test_trials_are_what_was_measured(name):
     """Five for every method (six where the best of five stood at an edge), of clean commits; PILOTS.md states the
-    scores that the table holds."""
+    score that the table holds, under the value that it was measured with."""
     folder = Path(paper_figures.__file__).parent / "pilots"
     table = pd.read_csv(folder / f"{name}.csv")
     assert not table["code"].str.endswith("dirty").any()
-    lines = (folder / "PILOTS.md").read_text().splitlines()
-    for method, part in table.groupby("method"):
-        label = METHODS[str(method)].label
-        said = [line for line in lines if line.startswith((f"| {label} |", f"| {label}, "))]
-        stated = re.findall(r"(?<=[|:] )\**([\d.]+)\**(?= [|·])", " ".join(said))
-        assert len(part) == (6 if method == "sft_rl" else 5)
-        assert sorted(map(float, stated)) == pytest.approx(sorted(part["id"]), abs=0.06), method
+    assert all(len(part) == (6 if method == "sft_rl" else 5) for method, part in table.groupby("method"))
+    measured = {}
+    for row in table.to_dict("records"):
+        first, *more = row["changed"].split(", ")
+        field, value = first.split("=")
+        measured[METHODS[row["method"]].label, field, float(value), bool(more)] = row["id"]
+    labels = {label for label, *_ in measured}
+    found = {key: score for key, score in stated(folder / "PILOTS.md").items() if key[0] in labels}
+    assert found == pytest.approx(measured, abs=0.06)
+
+
+def test_the_mean_of_the_trials_is_that_of_the_six():
+    """Under every learning rate of the table."""
+    folder = Path(paper_figures.__file__).parent / "pilots"
+    table = pd.read_csv(folder / "tuning.csv")
+    six = table[table["method"].isin(["on_policy", "luffy"]) | table["method"].str.contains("mixed|on_policy_")]
+    means = six.groupby("changed")["id"].agg(["mean", "size"])
+    assert len(means) == 5 and (means["size"] == 6).all()
+    found = stated(folder / "PILOTS.md")
+    for changed, mean in means["mean"].items():
+        rate = float(changed.removeprefix("learning_rate="))
+        assert found["mean of the six", "learning_rate", rate, False] == pytest.approx(mean, abs=0.06)
+
+
+def stated(file):
+    """The scores in the tables of trials: (method, field, value, whether more is changed) -> score."""
+    found, head = {}, []
+    for line in file.read_text().splitlines():
+        cells = [cell.strip(" *") for cell in line.split("|")[1:-1]]
+        if cells and cells[0].startswith("learning rate"):
+            field = "sft_learning_rate" if "SFT" in cells[0] else "learning_rate"
+            head = [(field, float(rate)) for rate in cells[1:]]
+        elif len(cells) == 2 and "·" in cells[1]:  # a method's own parameter: value: score · value: score
+            method, what = cells[0].split(", ", 1)
+            first = "first stage (" in what or method == "SFT"
+            field = "sft_loss_coef" if what.startswith("coef") else "sft_learning_rate" if first else "learning_rate"
+            for part in cells[1].split(" · "):
+                value, score = part.replace("*", "").split(": ")
+                found[method, field, float(value.split()[0]), " with " in value] = float(score)
+        elif len(cells) == len(head) + 1:
+            of_head = zip(head, cells[1:], strict=True)
+            found |= {
+                (cells[0], field, rate, False): float(score) for (field, rate), score in of_head if score.strip("-")
+            }
+        elif not cells:
+            head = []
+    return found
 
 
 def test_the_arena_has_the_best_rates_of_the_trials():

@@ -178,14 +178,14 @@ def with_spent(curves: pd.DataFrame) -> pd.DataFrame:
 
 def standings(scores: pd.DataFrame, column: str = "id", seed: int = 0) -> pd.DataFrame:
     """A row per method, the best first: label, seeds, mean and half-width of the 95% interval (percent; over base
-    models in equal parts, inference.blocked_means), rank with its 95% range, and `best`, the chance to be the best,
+    models in equal parts, inference.cell_means), rank with its 95% range, and `best`, the chance to be the best,
     over draws of the means' errors; NaN while no method has several seeds.
 
     scores: of one world, with a column model, the base.
     """
     import pandas as pd
 
-    means = inference.blocked_means(scores, column)
+    means = inference.cell_means(scores, column, block="model")
     values = means.values
     ranks = (-means.draws(DRAWS, seed)).argsort(axis=1).argsort(axis=1) + 1.0
     if not means.known:  # with a seed each nothing is known of errors
@@ -213,7 +213,7 @@ def agreement(
     """How far the order of methods is that of claimed accuracies: Kendall's tau (of all pairs the share in the claimed
     order, less that in the other) over the methods that both have, their number, and the 95% interval that comes of
     our means' errors. The claims count as exact. NaN with fewer than three methods."""
-    means = inference.blocked_means(scores, column)
+    means = inference.cell_means(scores, column, block="model")
     both = [i for i, method in enumerate(means.names) if method in claimed]
     found = {"methods": float(len(both)), "tau": np.nan, "low": np.nan, "high": np.nan}
     if len(both) < 3:
@@ -237,7 +237,7 @@ def against(scores: pd.DataFrame, rival: str, bound: float, column: str = "id") 
     verdict ("ahead", "behind", "no effect" within +-bound points, "undecided")."""
     import pandas as pd
 
-    means = inference.blocked_means(scores.assign(value=100 * scores[column]), "value")
+    means = inference.cell_means(scores.assign(value=100 * scores[column]), "value", block="model")
     others = [method for method in METHODS if method in means.names and method != rival]
     effects = [means.difference(method, rival) for method in others]
     rows = []

@@ -2,13 +2,16 @@
 
 A difference between two methods is Welch's: seeds are not paired (the scores of two methods with one seed are
 uncorrelated). Runs of both methods share their base models, in equal numbers or nearly so, so a base that is better for
-both only widens the interval; `components` shows how much, and `blocked_means` takes unequal numbers into account. A
+both only widens the interval; `components` shows how much, and `cell_means` takes unequal numbers into account. A
 verdict is one of
 
     no effect     it is within +-bound of 0: two one-sided tests, p < 0.05. Less than what counts, even if it is not 0
     reproduced    the difference has the claimed sign, and is not 0: p < 0.05 after Holm's correction in its family
     contradicted  it has the other sign, likewise
     undecided     none of these; `seeds_needed` says how many seeds a method would take
+
+Where there are many cells of few runs (the map, the arena), an interval takes the spread of all of them into account:
+`cell_means`.
 
 Pure functions; the tests are scipy's and statsmodels'.
 """
@@ -154,47 +157,16 @@ def seeds_needed(effect: Effect, bound: float, level: float = LEVEL, power: floa
     return math.inf
 
 
-def pooled(table: pd.DataFrame, column: str, cells: Sequence[str]) -> tuple[pd.DataFrame, float, int]:
-    """Mean and count of a column in every cell, and one standard deviation within cells with its degrees of freedom.
-
-    Few seeds a cell say little of their own spread; the cells of a map together say more (analysis of variance).
-    """
-    groups = table.dropna(subset=[column]).groupby(list(cells))[column]
-    means = groups.agg(["mean", "size"]).reset_index()
-    residuals = (table[column] - groups.transform("mean")).dropna()
-    df = len(residuals) - len(means)
-    return means, math.sqrt(float((residuals**2).sum()) / df) if df > 0 else math.nan, df
-
-
-def pooled_difference(first: Sequence[float], second: Sequence[float], deviation: float, df: int) -> Effect:
-    """The difference of two cells whose standard deviation is pooled; a cell that varies more keeps its own."""
-    cells = [_numbers(first), _numbers(second)]
-    error = math.hypot(*(_error(cell, deviation) for cell in cells))
-    return Effect(float(cells[0].mean() - cells[1].mean()), error, df, min(map(len, cells)))
-
-
-def pooled_half(cell: Sequence[float], deviation: float, df: int) -> float:
-    """Half-width of the 95% interval of a cell's mean, with the deviation of `pooled_difference`; NaN if empty."""
-    data = _numbers(cell)
-    return Effect(0.0, _error(data, deviation), df, len(data)).half if len(data) else math.nan
-
-
-def _error(cell: np.ndarray, deviation: float) -> float:
-    """Standard error of a cell's mean, with a pooled deviation or its own, if that is larger."""
-    own = float(cell.std(ddof=1)) if len(cell) > 1 else 0.0
-    return max(deviation, own) / math.sqrt(len(cell))
-
-
 @dataclass(frozen=True)
 class Means:
     """Means of several cells with the covariance of their errors, (cells, cells), the degrees of freedom of each error,
-    (cells,), which of them have one standard deviation together, and the number of seeds of each."""
+    (cells,), which of them have a standard deviation of their own, and the number of seeds of each."""
 
     names: list[str]
     values: np.ndarray
     covariance: np.ndarray
     df: np.ndarray
-    together: np.ndarray
+    own: np.ndarray
     sizes: list[int]
 
     @property
@@ -214,12 +186,12 @@ class Means:
         return np.array([Effect(0.0, float(error), float(df), 2).half for error, df in each])
 
     def difference(self, first: str, second: str) -> Effect:
-        """With Welch's degrees of freedom, but between two that have one standard deviation."""
+        """With Welch's degrees of freedom where one has a standard deviation of its own."""
         i, j = self.names.index(first), self.names.index(second)
         parts = self.covariance[i, i], self.covariance[j, j]
         variance = sum(parts) - 2 * self.covariance[i, j]
         df = float(self.df[i])
-        if not (self.together[i] and self.together[j]):
+        if self.own[i] or self.own[j]:
             df = sum(parts) ** 2 / (parts[0] ** 2 / self.df[i] + parts[1] ** 2 / self.df[j])
         value = float(self.values[i] - self.values[j])
         return Effect(value, math.sqrt(variance), df, min(self.sizes[i], self.sizes[j]))
@@ -231,56 +203,53 @@ class Means:
         rng = np.random.default_rng(seed)
         normal = rng.multivariate_normal(np.zeros(len(self.names)), self.covariance, count)
         scales = np.empty_like(normal)
-        each = np.eye(len(self.names), dtype=bool)[~self.together]
-        for members in (self.together, *each):
+        for members in (~self.own, *np.eye(len(self.names), dtype=bool)[self.own]):
             if members.any():
                 df = self.df[members][0]
                 scales[:, members] = np.sqrt(df / rng.chisquare(df, count))[:, None]
         return self.values + normal * scales
 
 
-def blocked_means(table: pd.DataFrame, column: str, cell: str = "method", block: str = "model") -> Means:
-    """The mean of a column in every cell, over blocks in equal parts (least squares of cell and block, without their
-    interaction), with one standard deviation for all cells but those that vary more (`outliers`), which have their own.
+def cell_means(table: pd.DataFrame, column: str, cell: str = "method", block: str | None = None) -> Means:
+    """The mean of a column in every cell, with the `spread` of all together. NaN are left out.
 
-    Cells need not have the blocks in equal numbers: what a base model adds to the runs of all methods moves no mean.
+    block: a column, over whose values the means are in equal parts (least squares of cell and block, without their
+    interaction): cells need not have the blocks in equal numbers, and what a base model adds to the runs of all methods
+    moves no mean.
     """
     data = table.dropna(subset=[column])
-    names, blocks = sorted(set(data[cell])), sorted(set(data[block]))
+    names = sorted(set(data[cell]))
     cells = (data[cell].to_numpy()[:, None] == np.array(names)).astype(float)
-    at = (data[block].to_numpy()[:, None] == np.array(blocks)).astype(float)
-    design = np.hstack([cells, at[:, 1:] - at[:, :1]])  # effects of blocks sum to 0
+    design = cells
+    if block:
+        at = (data[block].to_numpy()[:, None] == np.array(sorted(set(data[block])))).astype(float)
+        design = np.hstack([cells, at[:, 1:] - at[:, :1]])  # effects of blocks sum to 0
     inverse = np.linalg.pinv(design.T @ design)
     values = data[column].to_numpy(float)
     fitted = inverse @ design.T @ values
-    squares = cells.T @ (values - design @ fitted) ** 2
-    sizes = cells.sum(axis=0).astype(int)
-    left = len(data) - int(np.linalg.matrix_rank(design)) if len(data) else 0
-    apart = outliers(squares, sizes - 1, left)
-    left -= int((sizes - 1)[apart].sum())
-    df = np.where(apart, sizes - 1.0, left)
-    square = np.where(apart, squares, squares[~apart].sum())
-    spread = np.sqrt(np.divide(square, df, where=df > 0, out=np.full(len(df), np.nan)))
-    covariance = spread[:, None] * inverse[: len(names), : len(names)] * spread
-    return Means(names, fitted[: len(names)], covariance, df, ~apart, sizes.tolist())
+    left = 1 - ((design @ inverse) * design).sum(axis=1)  # of every value, what the fit leaves free
+    variance, df, own = spread(cells.T @ (values - design @ fitted) ** 2, cells.T @ left)
+    deviation = np.sqrt(variance)
+    covariance = deviation[:, None] * inverse[: len(names), : len(names)] * deviation
+    return Means(names, fitted[: len(names)], covariance, df, own, cells.sum(axis=0).astype(int).tolist())
 
 
-def outliers(squares: np.ndarray, df: np.ndarray, left: int) -> np.ndarray:
-    """Which cells vary more than the others together: an F test each, p < 0.05 by Bonferroni, the clearest first.
+def spread(squares: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Variance of the runs of each cell, its degrees of freedom, and whether it is the cell's own: the variance of all
+    cells together, or the cell's own, with its own degrees of freedom, where that is larger.
 
-    squares, df: sums of squared residuals of the cells and their degrees of freedom. left: those of all residuals."""
-    from scipy import stats
+    Few seeds a cell say little of its spread, all cells together say more, but a method may vary more than the others,
+    and three seeds would not show it in a test. So doubt widens intervals: cells that are alike get somewhat too wide
+    ones, and those of one that varies more are as Welch's.
 
-    apart = np.zeros(len(squares), bool)
-    while True:
-        inside, rest = squares[~apart].sum(), left - df[apart].sum()
-        others, theirs = inside - squares, rest - df
-        tried = ~apart & (df > 0) & (theirs > 0) & (others > 1e-9 * inside)
-        ratio = np.divide(squares * theirs, others * df, where=tried, out=np.zeros(len(squares)))
-        ps = np.where(tried, stats.f.sf(ratio, np.maximum(df, 1), np.maximum(theirs, 1)), 1.0)
-        if not len(ps) or ps.min() * len(ps) >= LEVEL:
-            return apart
-        apart[ps.argmin()] = True
+    squares, df: (cells,), sums of squared residuals and their degrees of freedom. NaN where nothing is known.
+    """
+    df = np.where(df > 1e-9, df, 0.0)  # a cell of one run leaves nothing free, but for rounding
+    total = df.sum()
+    pooled = squares.sum() / total if total else math.nan
+    alone = np.divide(squares, df, where=df > 0, out=np.zeros(len(df)))
+    own = alone > pooled * (1 + 1e-9)  # (equal ones differ in their last bits)
+    return np.where(own, alone, pooled), np.where(own, df, total), own
 
 
 def components(table: pd.DataFrame, column: str) -> dict[str, float]:

@@ -10,13 +10,12 @@ from scipy import stats
 from luffy.study import inference
 from luffy.study.inference import (
     Effect,
-    blocked_means,
+    Means,
+    cell_means,
     components,
     holm,
-    pooled,
-    pooled_difference,
-    pooled_half,
     seeds_needed,
+    spread,
     verdict,
     welch,
 )
@@ -75,21 +74,41 @@ def test_seeds_needed():
     assert math.isinf(seeds_needed(Effect(1e-3, 1.0, 18, 10), 1e-3))
 
 
-def test_pooled_deviation_by_hand():
-    """Cells 1, 3 and 10, 14, 12: squares 2 and 8 around their means, 5 values less 2 means."""
-    table = pd.DataFrame({"cell": [0, 0, 1, 1, 1], "value": [1.0, 3.0, 10.0, 14.0, 12.0]})
-    means, deviation, df = pooled(table, "value", ["cell"])
-    assert means["mean"].tolist() == [2, 12] and means["size"].tolist() == [2, 3]
-    assert df == 3 and deviation == pytest.approx(math.sqrt(10 / 3))
-    effect = pooled_difference([10, 14, 12], [1, 3], deviation, df)
-    assert effect.value == 10 and effect.df == 3
-    assert effect.se == pytest.approx(math.sqrt(4 / 3 + 10 / 3 / 2))  # the first cell has 4 of its own, above 10 / 3
-    calm = pooled_difference([12, 12], [2, 2], deviation, df)
-    assert calm.se == pytest.approx(deviation)
-    quantile = stats.t.ppf(0.975, 3)
-    assert pooled_half([10, 14, 12], deviation, df) == pytest.approx(quantile * math.sqrt(4 / 3))
-    assert pooled_half([12], deviation, df) == pytest.approx(quantile * deviation)
-    assert math.isnan(pooled_half([], deviation, df))
+def test_spread_by_hand():
+    """Cells 1, 3 and 10, 14, 12 and 5: squares 2 and 8 around their means, 6 values less 3 means. All together have a
+    variance of 10 / 3, the second cell alone 4, which is larger; the third has none of its own."""
+    rows = [("a", 1.0), ("a", 3.0), ("b", 10.0), ("b", 14.0), ("b", 12.0), ("c", 5.0)]
+    means = cell_means(pd.DataFrame(rows, columns=["method", "value"]), "value")
+    assert means.values.tolist() == pytest.approx([2, 12, 5]) and means.sizes == [2, 3, 1]
+    assert means.own.tolist() == [False, True, False] and means.df.tolist() == pytest.approx([3, 2, 3])
+    assert means.errors.tolist() == pytest.approx([math.sqrt(10 / 3 / 2), math.sqrt(4 / 3), math.sqrt(10 / 3)])
+    quantiles = [stats.t.ppf(0.975, df) for df in (3, 2, 3)]
+    assert means.halves.tolist() == pytest.approx((means.errors * quantiles).tolist())
+    alike, unlike = means.difference("c", "a"), means.difference("b", "a")
+    assert (alike.value, alike.se, alike.df) == pytest.approx((3, math.sqrt(5), 3))
+    parts = 4 / 3, 10 / 3 / 2
+    assert (unlike.value, unlike.se) == pytest.approx((10, math.sqrt(sum(parts))))
+    assert unlike.df == pytest.approx(sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3))
+
+
+@pytest.mark.parametrize(
+    ("deviations", "most"),
+    [([1] * 9, 0.05), ([1, 1, 2.5] * 3, 0.08), ([1] * 8 + [6], 0.08)],
+    ids=["alike", "a third 2.5 times", "one 6 times"],
+)
+def test_the_level_is_kept_where_cells_vary_unequally(deviations, most):
+    """Nine cells of three runs with the same mean: the last, which varies most, is told from the first in 5% of cases,
+    or hardly more. (With one deviation for all it would be in a tenth, and in more than half of the cases.)"""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2000):
+        runs = rng.standard_normal((9, 3)) * np.array(deviations)[:, None]
+        squares = ((runs - runs.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        variance, df, own = spread(squares, np.full(9, 2.0))
+        covariance = np.diag(variance / 3)
+        means = Means(list("abcdefghi"), runs.mean(axis=1), covariance, df, own, [3] * 9)
+        found.append(means.difference("a", "i").p < 0.05)
+    assert 0.01 < np.mean(found) < most
 
 
 def test_components_are_found():
@@ -114,13 +133,12 @@ def test_bases_in_unequal_numbers_move_no_mean():
     table = pd.DataFrame(rows, columns=["method", "model", "id"])
     plain = table.groupby("method")["id"].mean()
     assert plain["second"] - plain["first"] == pytest.approx(-1)
-    means = blocked_means(table, "id")
+    means = cell_means(table, "id", block="model")
     assert dict(zip(means.names, means.values, strict=True)) == pytest.approx({"first": 60, "second": 55})
-    assert means.sizes == [3, 5] and means.df.tolist() == [4, 4]  # 8 - 2 - 2
-    assert means.errors == pytest.approx([0, 0], abs=1e-6)
+    assert means.sizes == [3, 5] and means.errors == pytest.approx([0, 0], abs=1e-6)
 
 
-def test_blocked_means_are_those_of_a_regression():
+def test_means_over_blocks_are_those_of_a_regression():
     """Errors of the means and of their difference against statsmodels' least squares; one block: plain means."""
     import statsmodels.formula.api as formulas
 
@@ -128,43 +146,34 @@ def test_blocked_means_are_those_of_a_regression():
     rows = [(method, base) for method in "xyz" for base in "aabbc"[: 3 + ord(method) - ord("x")]]
     table = pd.DataFrame(rows, columns=["method", "model"]).assign(id=rng.standard_normal(len(rows)))
     fit = formulas.ols("id ~ 0 + method + C(model, Sum)", table).fit()
-    means = blocked_means(table, "id")
+    means = cell_means(table, "id", block="model")
     names = [f"method[{name}]" for name in means.names]
-    assert means.values == pytest.approx(fit.params[names].to_numpy()) and (means.df == fit.df_resid).all()
-    usual = fit.cov_params().loc[names, names].to_numpy()
-    assert means.covariance == pytest.approx(usual) and means.together.all()
-    assert means.halves == pytest.approx(fit.conf_int().loc[names].diff(axis=1)[1] / 2)
-    one = blocked_means(table.assign(model="a"), "id")
+    assert means.values == pytest.approx(fit.params[names].to_numpy())
+    usual, shared = fit.cov_params().loc[names, names].to_numpy(), ~means.own
+    assert shared.sum() == 2 and means.df[shared] == pytest.approx(fit.df_resid)
+    assert means.covariance[np.ix_(shared, shared)] == pytest.approx(usual[np.ix_(shared, shared)])
+    assert means.halves[shared] == pytest.approx((fit.conf_int().loc[names].diff(axis=1)[1] / 2)[shared])
+    assert (means.covariance > usual - 1e-12)[~shared][:, ~shared].all()
+    one = cell_means(table.assign(model="a"), "id", block="model")
     assert one.values == pytest.approx(table.groupby("method")["id"].mean().to_numpy())
-    alone = blocked_means(table.drop_duplicates("method"), "id")  # a run each
+    alone = cell_means(table.drop_duplicates("method"), "id", block="model")  # a run each
     assert np.isnan(alone.errors).all() and np.isnan(alone.draws(3)).all()
 
 
-def test_a_cell_that_varies_more_has_its_own_deviation():
-    """Four methods with runs -1, 0, 1 about their mean: squares 8 with 8 degrees of freedom. The fifth has -10, 0, 10:
-    F = 100 with 2 and 8, p = (1 + 100 / 4)^-4. With 4 for 10 it is 0.0016, with 2 it is 0.06, which
-    is not told apart among five cells."""
-
-    def made(spread):
-        rows = [(method, delta * (spread if method == "e" else 1)) for method in "abcde" for delta in (-1, 0, 1)]
-        return blocked_means(pd.DataFrame(rows, columns=["method", "id"]).assign(model="m"), "id")
-
-    means = made(10)
-    assert means.together.tolist() == [True] * 4 + [False] and means.df.tolist() == [8] * 4 + [2]
-    assert means.errors == pytest.approx([math.sqrt(1 / 3)] * 4 + [10 / math.sqrt(3)])
-    assert means.halves[[0, 4]] == pytest.approx([2.306004 * math.sqrt(1 / 3), 4.302653 * 10 / math.sqrt(3)])
-    alike, unlike = means.difference("a", "b"), means.difference("a", "e")
-    assert (alike.se, alike.df) == pytest.approx((math.sqrt(2 / 3), 8))
-    assert unlike.se == pytest.approx(math.sqrt(101 / 3)) and unlike.df == pytest.approx(101**2 / (1 / 8 + 100**2 / 2))
+def test_a_cell_that_varies_more_is_drawn_with_its_own_degrees_of_freedom():
+    """Four methods with runs -1, 0, 1 about their mean, a fifth with -10, 0, 10: squares 208 with 10 degrees of freedom
+    are 20.8, the fifth alone has 100 with 2."""
+    rows = [(method, delta * (10 if method == "e" else 1)) for method in "abcde" for delta in (-1, 0, 1)]
+    means = cell_means(pd.DataFrame(rows, columns=["method", "id"]), "id")
+    assert means.own.tolist() == [False] * 4 + [True] and means.df.tolist() == pytest.approx([10] * 4 + [2])
+    assert means.halves[[0, 4]] == pytest.approx([2.228139 * math.sqrt(20.8 / 3), 4.302653 * 10 / math.sqrt(3)])
     drawn = means.draws(200_000)
     assert np.quantile(drawn[:, [0, 4]], 0.975, axis=0) == pytest.approx(means.halves[[0, 4]], rel=0.03)
-    assert not made(4).together.all() and made(2).together.all()
-    assert made(2).errors == pytest.approx([math.sqrt((8 + 8) / 10 / 3)] * 5)
 
 
 def test_draws_are_student_s():
     """Of a mean with 3 degrees of freedom, the 97.5% quantile is 3.18 errors away."""
     table = pd.DataFrame({"method": "x", "model": "m", "id": [1.0, 2.0, 3.0, 4.0]})
-    means = blocked_means(table, "id")
+    means = cell_means(table, "id")
     drawn = means.draws(200_000)[:, 0]
     assert np.quantile(drawn, 0.975) == pytest.approx(2.5 + 3.182 * means.errors[0], rel=0.02)

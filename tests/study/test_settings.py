@@ -164,7 +164,7 @@ TUNED = {  # Q: the trials of the preset `tuning`
     "luffy": {"learning_rate": 1.5e-4},
     "sft": {"sft_learning_rate": 2e-3},
     "rl_sft_loss": {"learning_rate": 3e-4, "sft_loss_coef": 0.003},
-    "sft_rl": {"learning_rate": 3e-4, "sft_learning_rate": 1e-3},
+    "sft_rl": {"learning_rate": 3e-4, "sft_learning_rate": 2e-3},
 }
 
 
