@@ -184,10 +184,14 @@ def summary(worlds: Mapping[str, pd.DataFrame]) -> str:
         f"{SCORES[score]} {int((verdicts == 'ahead').sum())} ahead, {int((verdicts == 'behind').sum())} behind"
         for score, verdicts in found["paper"].items()
     ]
-    everywhere = [f"{_labels(verdicts, 'ahead') or 'none'} {SCORES[score]}" for score, verdicts in alike.items()]
+    everywhere = [
+        f"{METHODS[str(method)].label} ({', '.join(where)})"
+        for method in alike["id"].index
+        if (where := [SCORES[score] for score, verdicts in alike.items() if verdicts.get(method) == "ahead"])
+    ]
     return (
         f"Of {len(found['paper']['id'])} other methods in the default world, against LUFFY: {'; '.join(counts)}. "
-        f"Of {len(alike['id'])} in all {len(worlds)} worlds, ahead in each: {', '.join(everywhere)}."
+        f"Of {len(alike['id'])} in all {len(worlds)} worlds, ahead in each: {', '.join(everywhere) or 'none'}."
     )
 
 

@@ -254,8 +254,11 @@ def test_verdicts_of_the_arena():
     )
     assert standings.summary(worlds) == (
         "Of 6 other methods in the default world, against LUFFY: in distribution 2 ahead, 3 behind; at equal cost 0 "
-        "ahead, 0 behind; out of distribution 2 ahead, 3 behind. Of 5 in all 2 worlds, ahead in each: none in "
-        "distribution, none at equal cost, none out of distribution."
+        "ahead, 0 behind; out of distribution 2 ahead, 3 behind. Of 5 in all 2 worlds, ahead in each: none."
+    )
+    alike = {**worlds, "strong": worlds["paper"].assign(ood=0.5)}
+    assert standings.summary(alike).endswith(
+        "Of 6 in all 2 worlds, ahead in each: SFT+RL (in distribution), HPT (in distribution)."
     )
     assert standings.summary({}) == "" and standings.conclusions({}) == []
     assert len(said) == 9 and len(standings.conclusions({"paper": worlds["paper"]})) == 3
