@@ -109,13 +109,14 @@ def _numbers(values: Sequence[float]) -> np.ndarray:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values of a family of tests; NaN stay, and count for nothing."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm's adjusted p-values of a family of tests; NaN stay, and count for nothing: the least of m is multiplied by
+    m, the next by m - 1, and so on, none becomes less than one before it, and none more than 1.
 
-    data = np.asarray(ps, dtype=float)
-    known = ~np.isnan(data)
-    if known.any():
-        data[known] = multipletests(data[known], method="holm")[1]
+    (statsmodels' function for this collects all garbage of the process at every call, a sixth of a second.)
+    """
+    data = np.array(ps, dtype=float)
+    order = np.argsort(data)[: int((~np.isnan(data)).sum())]  # NaN come last
+    data[order] = np.minimum(1.0, np.maximum.accumulate(data[order] * np.arange(len(order), 0, -1)))
     return [float(p) for p in data]
 
 

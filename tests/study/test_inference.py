@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from luffy.study import inference
 from luffy.study.inference import (
@@ -47,7 +48,9 @@ def test_equal_runs_are_equal():
 def test_holm_by_hand():
     """.01, .04, .03 of three: .03, then max(.03, 2 x .03) = .06, then max(.06, .04); NaN does not count."""
     assert holm([0.01, 0.04, 0.03, math.nan])[:3] == pytest.approx([0.03, 0.06, 0.06])
-    assert math.isnan(holm([0.01, math.nan])[1]) and all(map(math.isnan, holm([math.nan])))
+    assert math.isnan(holm([0.01, math.nan])[1]) and all(map(math.isnan, holm([math.nan]))) and holm([]) == []
+    many = np.random.default_rng(0).uniform(size=40) ** 3
+    assert holm(many) == pytest.approx(multipletests(many, method="holm")[1].tolist()) and max(holm(many)) == 1
 
 
 def test_verdicts():
