@@ -14,6 +14,17 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def own_methods_are_forgotten():
+    """Methods that a test adds are not there for the tests after it, which ones depends on the worker."""
+    from luffy.methods import METHODS
+
+    known = set(METHODS)
+    yield
+    for name in set(METHODS) - known:
+        del METHODS[name]
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """The embedded base model and its tokenizer. Tests must not change its weights."""

@@ -14,7 +14,7 @@ import torch
 from helpers import assert_same_run, cut_short, first_part, make_trainer, weights
 from paths import ROOT
 
-from luffy import METHODS, ConfigError, RunDirectory, make_config, resume, train
+from luffy import ConfigError, RunDirectory, make_config, resume, train
 from luffy.methods import PAPER_METHODS, OnPolicy, RLSFTLoss, register
 from luffy.methods.rows import ROLLOUT, Batch, Memory, Signal, Start, whole
 from luffy.training.metrics import Metrics
@@ -31,14 +31,6 @@ SHORT = dict(
     steps=2, rollout_batch_size=8, mini_batch_size=4, num_problems=40, eval_steps=0, final_eval_problems=0,
     save_steps=2, sample_steps=0,
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def own_methods_are_forgotten():
-    known = dict(METHODS)
-    yield
-    for name in set(METHODS) - set(known):
-        del METHODS[name]
 
 
 @pytest.mark.parametrize("method", PAPER_METHODS)
