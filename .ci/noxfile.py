@@ -4,7 +4,6 @@ nox -f .ci/noxfile.py -s lint
 """
 
 import logging
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +44,7 @@ def lint(session: nox.Session) -> None:
 def notebooks(session: nox.Session) -> None:
     """Every notebook at smoke size, two at once, and the commands of the READMEs. figures.ipynb fails where a figure
     has drifted from paper_figures/baselines; notebooks committed with outputs must put out the same again."""
-    os.chdir(ROOT)  # the kernels' directory; papermill's `cwd` would change this process's from each thread
+    session.chdir(ROOT)  # also the kernels' directory: papermill's `cwd` would change this process's from each thread
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
 
         def execute(name: str, **parameters: object) -> None:
@@ -77,8 +76,7 @@ def notebooks(session: nox.Session) -> None:
         ]
         for notebook in started:
             notebook.result()
-        session.run("python", str(ROOT / ".ci" / "outputs.py"), "--check", folder)
-    session.chdir(ROOT)
+        session.run("python", ".ci/outputs.py", "--check", folder)
     session.run("pytest", "-m", "commands", "tests/test_readmes.py")
 
 

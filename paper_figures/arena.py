@@ -17,6 +17,7 @@ import pandas as pd
 from luffy.evaluation.paper_numbers import PUBLISHED
 from luffy.methods import METHODS
 from luffy.study import arena, style
+from luffy.study.inference import LEADS
 
 from .claims import BOUNDS
 from .files import missing
@@ -40,7 +41,7 @@ COMMAND = "python -m paper_figures.make_runs"
 SHARED = ("steps", "difficulties", "num_traces", "trace_errors", "verbosity")  # settings of all runs of a world
 CAPTION = (
     "Arena. Top: accuracy in distribution (%) of every method with its 95% interval, over base models in equal parts "
-    "(one standard deviation for all methods of a world, or their own where that is larger); open: at equal cost, "
+    "(one standard deviation for all methods of a world, or a method's own where that is larger); open: at equal cost, "
     "when as much is spent as by the methods with rollouts in the median, or all if that is less. Bottom: accuracy "
     "over operations per parameter, means over seeds. Methods of a world share base models, problems, steps and rows "
     "of a group; SFT+RL has as many steps again, with other problems."
@@ -174,24 +175,31 @@ def conclusions(worlds: Mapping[str, pd.DataFrame]) -> list[str]:
 
 
 def summary(worlds: Mapping[str, pd.DataFrame]) -> str:
-    """How many methods are ahead of LUFFY and behind it in the default world, and which are ahead in all worlds. Empty
-    without runs."""
+    """How many methods are ahead of LUFFY, behind it and so on in the default world, and which are ahead in all worlds,
+    if there are several. Empty without runs."""
     if "paper" not in worlds:
         return ""
     found = _verdicts(worlds, "luffy")
     alike = _alike(found)
+    all_of = found["paper"]
+    shown = [verdict for verdict in LEADS if any((verdicts == verdict).any() for verdicts in all_of.values())]
     counts = [
-        f"{SCORES[score]} {int((verdicts == 'ahead').sum())} ahead, {int((verdicts == 'behind').sum())} behind"
-        for score, verdicts in found["paper"].items()
+        f"{SCORES[score]} {'/'.join(str(int((verdicts == verdict).sum())) for verdict in shown)}"
+        for score, verdicts in all_of.items()
     ]
+    said = (
+        f"Of {len(all_of['id'])} other methods in the default world, against LUFFY ({'/'.join(shown)}): "
+        f"{', '.join(counts)}."
+    )
+    if len(worlds) == 1:
+        return said
     everywhere = [
         f"{METHODS[str(method)].label} ({', '.join(where)})"
         for method in alike["id"].index
         if (where := [SCORES[score] for score, verdicts in alike.items() if verdicts.get(method) == "ahead"])
     ]
     return (
-        f"Of {len(found['paper']['id'])} other methods in the default world, against LUFFY: {'; '.join(counts)}. "
-        f"Of {len(alike['id'])} in all {len(worlds)} worlds, ahead in each: {', '.join(everywhere) or 'none'}."
+        f"{said} Of {len(alike['id'])} in all {len(worlds)} worlds, ahead in each: {', '.join(everywhere) or 'none'}."
     )
 
 
@@ -216,11 +224,7 @@ def _alike(found: Mapping[str, Mapping[str, pd.Series]]) -> dict[str, pd.Series]
 def _said(where: str, rival: str, found: Mapping[str, pd.Series]) -> str:
     clauses: list[str] = []
     for score, verdicts in found.items():
-        parts = [
-            f"{verdict}: {labels}"
-            for verdict in ("ahead", "behind", "no effect")
-            if (labels := _labels(verdicts, verdict))
-        ]
+        parts = [f"{verdict}: {labels}" for verdict in LEADS[:3] if (labels := _labels(verdicts, verdict))]
         parts += [
             f"{verdict}: {count} of {len(verdicts)} methods"
             for verdict in ("undecided", DIFFERS)

@@ -176,7 +176,7 @@ def _saved(other: str) -> Statistic:
 
 
 def _on_other_base(other: str, share: str) -> Statistic:
-    """LUFFY's lead, in points, on another base model, as the map has it: few seeds, but the deviation of all cells."""
+    """LUFFY's lead, in points, on another base model, as the map has it: few seeds, but what all cells vary by."""
 
     def statistic(runs: Runs) -> Effect:
         for place, effect in leads(points(runs), "id"):

@@ -18,7 +18,7 @@ from luffy.study.inference import Effect
 from . import tables
 from .claims import BOUNDS
 from .files import missing
-from .points import RIVALS, SHOWN, cell, cell_means, is_own, leads, points
+from .points import RIVALS, SHOWN, cell, is_own, leads, means_of, points
 from .runs import NoDataError, Runs
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ AXES = {
 DRAWS = 4000
 CAPTION = (
     "Map. LUFFY's lead over each rival, in points of accuracy, with 95% intervals (one standard deviation for all "
-    "methods and points, or their own where that is larger). Left: over how often the base works step by step by "
-    "itself, before training (at temperature 1); `tiny` is the model before the training that shows steps. Crosses at "
-    "the bottom: where a lead changes sign, with the 95% interval, pale if it does so in less than 95% of draws of the "
-    "leads' errors. Right: over the training problems, from those that the base's own steps finish (the teacher adds "
+    "cells, or that of the method at the point where it is larger). Left: over how often the base works step by step "
+    "by itself, before training (at temperature 1); `tiny` is the model before the training that shows steps. Crosses "
+    "at the bottom: where a lead changes sign, with the 95% interval, pale if it does so in less than 95% of draws of "
+    "the leads' errors. Right: over the training problems, from those that the base's own steps finish (the teacher adds "
     "little) to those that they do not; all are evaluated on problems of 3 to 7 steps, so that the last point is also "
     "one of other problems in training than in the test. Above 0 LUFFY is ahead; the band is +-2 points."
 )
@@ -137,7 +137,7 @@ def at_equal_cost(runs: Runs, score: str = "id") -> pd.DataFrame:
         facts |= {"operations": budget, "base": 100 * known[f"base {score}"].mean()}
         facts |= {f"{METHODS[method].label} less": bool(spent.get(method, budget) < budget) for method in SHOWN}
         rows.append(facts)
-    means = cell_means(table)
+    means = means_of(table)
     at = dict(zip(means.names, zip(means.values, means.halves, strict=True), strict=True))
     for facts in rows:
         here = {method: at[cell(facts, method)] for method in SHOWN if cell(facts, method) in at}
@@ -184,7 +184,7 @@ def decided(leads: pd.DataFrame, own: bool = True) -> dict[str, list[str]]:
     """The points of some leads by what was decided there. own: as for `place`."""
     found = {
         verdict: [place(row, own) for row in leads[leads["verdict"] == verdict].to_dict("records")]
-        for verdict in ("ahead", "behind", "no effect")
+        for verdict in inference.LEADS[:3]
     }
     return {verdict: places for verdict, places in found.items() if places}
 

@@ -1,7 +1,7 @@
 """The points of the map, and LUFFY's lead over each rival at them.
 
 A point is a set of runs that differ in method and seed only. Leads are differences of means; their intervals have the
-spread of all cells of the map (inference.cell_means), which few seeds a cell could not give on their own.
+variance of all cells of the map (inference.cell_means), which few seeds a cell could not give on their own.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]
 
     score: "id" or "ood"."""
     table = table.assign(value=100 * table[score])
-    means, found = cell_means(table), []
+    means, found = means_of(table), []
     for (axis, _), part in table.dropna(subset=["value"]).groupby(["axis", "place"], sort=True):
         facts = {"axis": axis, "point": part["point"].iloc[0], "x": part["x"].iloc[0], "score": score}
         for rival in [rival for rival in RIVALS if {rival, "luffy"} <= set(part["method"])]:
@@ -58,8 +58,8 @@ def leads(table: pd.DataFrame, score: str) -> list[tuple[dict[str, Any], Effect]
     return found
 
 
-def cell_means(table: pd.DataFrame) -> Means:
-    """The mean `value` of every `cell` of the points, with the spread of all: a cell on both axes counts once."""
+def means_of(table: pd.DataFrame) -> Means:
+    """The mean `value` of every `cell` of the points, with the variance of all: a cell on both axes counts once."""
     rows = table.to_dict("records")
     named = table.assign(cell=[cell(row, row["method"]) for row in rows])
     return inference.cell_means(named.drop_duplicates("run"), "value", "cell")

@@ -40,6 +40,7 @@ def table(runs: Runs) -> pd.DataFrame:
         form = "{:,.1f}" if name == "ours operations" else "{:,.0f}"
         shown[name] = [form.format(value) if value == value else "–" for value in frame[name]]
     names = {name: name.removeprefix("ours ").replace("_", " ") + " (ours)" for name in measured}
+    names["ours operations"] = "operations, millions (ours)"
     return (
         shown.fillna("–")
         .rename(columns={**names, "gpu_hours": "GPU hours"})

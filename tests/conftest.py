@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 # One thread: two threads beside any busy process spin-wait, and the bits of a sum depend on their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,13 +17,16 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def own_methods_are_forgotten():
-    """Methods that a test adds are not there for the tests after it, which ones depends on the worker."""
+    """Methods that a test registers are removed after it, with the files that it imported for them. Otherwise the tests
+    that the worker runs next would see them."""
     from luffy.methods import METHODS
 
-    known = set(METHODS)
+    known, imported = set(METHODS), set(sys.modules)
     yield
     for name in set(METHODS) - known:
-        del METHODS[name]
+        module = METHODS.pop(name).__module__
+        if module not in imported:
+            del sys.modules[module]
 
 
 @pytest.fixture(scope="session")

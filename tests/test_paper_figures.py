@@ -298,8 +298,10 @@ def test_the_mean_of_the_trials_is_that_of_the_six():
 
 def stated(file):
     """The scores in the tables of trials: (method, field, value, whether more is changed) -> score."""
-    found, head = {}, []
-    for line in file.read_text().splitlines():
+    found, head, sections = {}, [], file.read_text().split("\n## ")
+    chosen = [text for text in sections if text.startswith(("Tuning", "The trials of the arena"))]
+    assert len(chosen) == 2
+    for line in "\n".join(chosen).splitlines():
         cells = [cell.strip(" *") for cell in line.split("|")[1:-1]]
         if cells and cells[0].startswith("learning rate"):
             field = "sft_learning_rate" if "SFT" in cells[0] else "learning_rate"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 VERDICTS = ("reproduced", "contradicted", "no effect", "undecided")
+LEADS = ("ahead", "behind", "no effect", "undecided")  # the same, where nothing is claimed
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,8 @@ def verdict(effect: Effect, p: float, bound: float) -> str:
 
 
 def lead(effect: Effect, p: float, bound: float) -> str:
-    """The verdict on who is ahead, where nothing is claimed: "ahead", "behind", "no effect" or "undecided"."""
-    found = verdict(effect, p, bound)
-    return {"reproduced": "ahead", "contradicted": "behind"}.get(found, found)
+    """The verdict on who is ahead, where nothing is claimed: one of LEADS."""
+    return dict(zip(VERDICTS, LEADS, strict=True))[verdict(effect, p, bound)]
 
 
 def seeds_needed(effect: Effect, bound: float, level: float = LEVEL, power: float = 0.8, most: int = 1000) -> float:
@@ -161,7 +161,11 @@ def seeds_needed(effect: Effect, bound: float, level: float = LEVEL, power: floa
 @dataclass(frozen=True)
 class Means:
     """Means of several cells with the covariance of their errors, (cells, cells), the degrees of freedom of each error,
-    (cells,), which of them have a standard deviation of their own, and the number of seeds of each."""
+    (cells,), which of them have a standard deviation of their own, and the number of seeds of each.
+
+    With blocks in unequal numbers and cells that vary unequally the covariance is approximate. That a pooled deviation
+    shares data with a cell's own is left out of account.
+    """
 
     names: list[str]
     values: np.ndarray
@@ -212,7 +216,7 @@ class Means:
 
 
 def cell_means(table: pd.DataFrame, column: str, cell: str = "method", block: str | None = None) -> Means:
-    """The mean of a column in every cell, with the `spread` of all together. NaN are left out.
+    """The mean of a column in every cell, with the `variances` of all together. NaN are left out.
 
     block: a column, over whose values the means are in equal parts (least squares of cell and block, without their
     interaction): cells need not have the blocks in equal numbers, and what a base model adds to the runs of all methods
@@ -229,28 +233,47 @@ def cell_means(table: pd.DataFrame, column: str, cell: str = "method", block: st
     values = data[column].to_numpy(float)
     fitted = inverse @ design.T @ values
     left = 1 - ((design @ inverse) * design).sum(axis=1)  # of every value, what the fit leaves free
-    variance, df, own = spread(cells.T @ (values - design @ fitted) ** 2, cells.T @ left)
+    variance, df, own = variances(cells.T @ (values - design @ fitted) ** 2, cells.T @ left)
     deviation = np.sqrt(variance)
     covariance = deviation[:, None] * inverse[: len(names), : len(names)] * deviation
     return Means(names, fitted[: len(names)], covariance, df, own, cells.sum(axis=0).astype(int).tolist())
 
 
-def spread(squares: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def variances(squares: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Variance of the runs of each cell, its degrees of freedom, and whether it is the cell's own: the variance of all
-    cells together, or the cell's own, with its own degrees of freedom, where that is larger.
+    cells together but the `outliers`, or the cell's own, with its own degrees of freedom, where that is larger.
 
-    Few seeds a cell say little of its spread, all cells together say more, but a method may vary more than the others,
-    and three seeds would not show it in a test. So doubt widens intervals: cells that are alike get somewhat too wide
-    ones, and those of one that varies more are as Welch's.
+    Few seeds a cell say little of its variance, all cells together say more, but a method may vary more than the
+    others, and three seeds would not show it in a test. So doubt widens intervals: those of cells that are alike are
+    too wide (of pairs of them without a difference 3% have p < 0.05, or fewer), those of one that varies more are as
+    Welch's. paper_figures/pilots/PILOTS.md has the simulation.
 
     squares, df: (cells,), sums of squared residuals and their degrees of freedom. NaN where nothing is known.
     """
     df = np.where(df > 1e-9, df, 0.0)  # a cell of one run leaves nothing free, but for rounding
-    total = df.sum()
-    pooled = squares.sum() / total if total else math.nan
+    inside = ~outliers(squares, df)
+    total = df[inside].sum()
+    pooled = squares[inside].sum() / total if total else math.nan
     alone = np.divide(squares, df, where=df > 0, out=np.zeros(len(df)))
     own = alone > pooled * (1 + 1e-9)  # (equal ones differ in their last bits)
     return np.where(own, alone, pooled), np.where(own, df, total), own
+
+
+def outliers(squares: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Which cells vary so much more than the others together that these would be judged by them, such as a method whose
+    runs collapse: an F test each, p < 0.05 by Bonferroni, the clearest first. Arguments as of `variances`."""
+    from scipy import stats
+
+    apart = np.zeros(len(squares), bool)
+    while True:
+        inside = ~apart
+        others, theirs = squares[inside].sum() - squares, df[inside].sum() - df
+        tried = inside & (df > 0) & (theirs > 0) & (others > 1e-9 * squares)
+        ratio = np.divide(squares * theirs, others * df, where=tried, out=np.zeros(len(squares)))
+        ps = np.where(tried, stats.f.sf(ratio, np.maximum(df, 1e-9), np.maximum(theirs, 1e-9)), 1.0)
+        if not len(ps) or ps.min() * len(ps) >= LEVEL:
+            return apart
+        apart[ps.argmin()] = True
 
 
 def components(table: pd.DataFrame, column: str) -> dict[str, float]:

@@ -119,7 +119,7 @@ def test_curves_over_cost(folder):
 
 
 def test_ranks_know_their_uncertainty():
-    """Two that cannot be told apart, and one far behind: standard error 1 / sqrt(4) of the pooled deviation."""
+    """Two that cannot be told apart, and one far behind: standard error 1 / sqrt(4) of the deviation of all."""
     spread = np.array([-0.015, -0.005, 0.005, 0.015])
     rows = [
         {"method": method, "seed": seed, "id": mean + error, "model": "tiny"}
