@@ -36,9 +36,9 @@ CAPTION = (
     "cells, or that of the method at the point where it is larger). Left: over how often the base works step by step "
     "by itself, before training (at temperature 1); `tiny` is the model before the training that shows steps. Crosses "
     "at the bottom: where a lead changes sign, with the 95% interval, pale if it does so in less than 95% of draws of "
-    "the leads' errors. Right: over the training problems, from those that the base's own steps finish (the teacher adds "
-    "little) to those that they do not; all are evaluated on problems of 3 to 7 steps, so that the last point is also "
-    "one of other problems in training than in the test. Above 0 LUFFY is ahead; the band is +-2 points."
+    "the leads' errors. Right: over the training problems, from those that the base's own steps finish (the teacher "
+    "adds little) to those that they do not; all are evaluated on problems of 3 to 7 steps, so that the last point is "
+    "also one of other problems in training than in the test. Above 0 LUFFY is ahead; the band is +-2 points."
 )
 
 

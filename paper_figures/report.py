@@ -169,8 +169,8 @@ def _results(
             "those of the test always. Intervals have one standard deviation for all cells, or that of the method "
             "at the point, with its degrees of freedom, where it is larger: three seeds say little of what they vary "
             "by, and in doubt the interval is wider. Verdicts: p < 0.05 after Holm's correction over the points of a "
-            f"sentence; no effect: within {claims.BOUNDS['points']:g} points. A claim above that has more seeds, or fewer "
-            f"tests beside it, can be decided where the map is not.\n\n{_conclusions(leads)}",
+            f"sentence; no effect: within {claims.BOUNDS['points']:g} points. A claim above that has more seeds, or "
+            f"fewer tests beside it, can be decided where the map is not.\n\n{_conclusions(leads)}",
             "Where the lead changes sign along the base axis (own share, with its 95% interval, and the share of draws "
             "of the leads' errors in which it does so at all):\n\n" + _crossings(leads),
             *(
