@@ -25,6 +25,7 @@ from luffy import benchmarks, evaluate_models, experiments, presets, results
 from luffy.evaluation.evaluate import Evaluation
 from luffy.study import premise
 from luffy.study.experiments import Job
+from luffy.study.inference import within
 
 from . import runs
 
@@ -209,8 +210,7 @@ def check(count: int, work: Path, known: runs.Runs, parallel: int | None) -> tup
     picked = (turns[i % len(turns)][i % len(turns[i % len(turns)])] for i in range(count))
     chosen = list({job.run_dir: job for job in picked}.values())
     train(chosen, parallel)
-    around = main["id"] - main.groupby("method")["id"].transform("mean")
-    deviation = math.sqrt((around**2).sum() / (len(main) - main["method"].nunique()))
+    deviation = within(main, "id")
     rows = []
     for job, again in zip(chosen, results.per_run(chosen).to_dict("records"), strict=True):
         before = main[main["run"] == there[runs.key_of(job)]].iloc[0]

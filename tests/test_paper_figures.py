@@ -21,6 +21,8 @@ from luffy.study.presets import load_preset
 from paper_figures import FIGURES, TABLES, baselines, claims, curves, make_runs, report, runs
 from paper_figures.runs import COMMITTED, NoDataError, Runs
 
+PILOTS = Path(paper_figures.__file__).parent / "pilots"
+
 
 @pytest.fixture(scope="module")
 def committed():
@@ -236,12 +238,11 @@ def test_command(tmp_path):
 
 def test_the_premise_is_what_was_measured():
     """PILOTS.md states what premise.csv holds, and the default world meets the criteria that it names."""
-    folder = Path(paper_figures.__file__).parent / "pilots"
-    table = pd.read_csv(folder / "premise.csv", dtype={"difficulty": str})
+    table = pd.read_csv(PILOTS / "premise.csv", dtype={"difficulty": str})
     every = table[table["difficulty"] == "all"].assign(
         share=table["model"].str.extract(r"own_share=([\d.]+)")[0].astype(float)
     )
-    said = (folder / "PILOTS.md").read_text()
+    said = (PILOTS / "PILOTS.md").read_text()
     rows = re.findall(r"^\| \**([\d.]+)\** \|((?: [\d.]+% \|){4})$", said, re.M)
     assert len(rows) == every["share"].nunique() == 5
     for share, cells in rows:
@@ -256,9 +257,8 @@ def test_the_premise_is_what_was_measured():
 
 def test_beginnings_are_what_was_measured():
     """PILOTS.md states what prefixes.csv holds."""
-    folder = Path(paper_figures.__file__).parent / "pilots"
-    table = pd.read_csv(folder / "prefixes.csv").pivot(index="model", columns="share", values="pass@1")
-    rows = re.findall(r"^\| \w+ \((?:`own_share` )?([\d.]+)\) \|(.*) \|$", (folder / "PILOTS.md").read_text(), re.M)
+    table = pd.read_csv(PILOTS / "prefixes.csv").pivot(index="model", columns="share", values="pass@1")
+    rows = re.findall(r"^\| \w+ \((?:`own_share` )?([\d.]+)\) \|(.*) \|$", (PILOTS / "PILOTS.md").read_text(), re.M)
     assert [share for share, _ in rows] == ["0", "0.4", "0.8"]
     for share, cells in rows:
         stated = [float(cell) for cell in cells.split("|")]
@@ -269,8 +269,7 @@ def test_beginnings_are_what_was_measured():
 def test_trials_are_what_was_measured(name):
     """Five for every method (six where the best of five stood at an edge), of clean commits; PILOTS.md states the
     score that the table holds, under the value that it was measured with."""
-    folder = Path(paper_figures.__file__).parent / "pilots"
-    table = pd.read_csv(folder / f"{name}.csv")
+    table = pd.read_csv(PILOTS / f"{name}.csv")
     assert not table["code"].str.endswith("dirty").any()
     assert all(len(part) == (6 if method == "sft_rl" else 5) for method, part in table.groupby("method"))
     measured = {}
@@ -279,18 +278,17 @@ def test_trials_are_what_was_measured(name):
         field, value = first.split("=")
         measured[METHODS[row["method"]].label, field, float(value), bool(more)] = row["id"]
     labels = {label for label, *_ in measured}
-    found = {key: score for key, score in stated(folder / "PILOTS.md").items() if key[0] in labels}
+    found = {key: score for key, score in stated(PILOTS / "PILOTS.md").items() if key[0] in labels}
     assert found == pytest.approx(measured, abs=0.06)
 
 
 def test_the_mean_of_the_trials_is_that_of_the_six():
     """Under every learning rate of the table."""
-    folder = Path(paper_figures.__file__).parent / "pilots"
-    table = pd.read_csv(folder / "tuning.csv")
-    six = table[table["method"].isin(["on_policy", "luffy"]) | table["method"].str.contains("mixed|on_policy_")]
+    table = pd.read_csv(PILOTS / "tuning.csv")
+    six = table[table["method"].isin(paper_figures.module("table4_ablation").METHODS)]
     means = six.groupby("changed")["id"].agg(["mean", "size"])
     assert len(means) == 5 and (means["size"] == 6).all()
-    found = stated(folder / "PILOTS.md")
+    found = stated(PILOTS / "PILOTS.md")
     for changed, mean in means["mean"].items():
         rate = float(changed.removeprefix("learning_rate="))
         assert found["mean of the six", "learning_rate", rate, False] == pytest.approx(mean, abs=0.06)
@@ -325,7 +323,7 @@ def stated(file):
 
 def test_the_arena_has_the_best_rates_of_the_trials():
     """Of every method, on a pilot seed; no best one at an edge that was not extended."""
-    table = pd.read_csv(Path(paper_figures.__file__).parent / "pilots" / "arena_tuning.csv")
+    table = pd.read_csv(PILOTS / "arena_tuning.csv")
     table[["name", "rate"]] = table["changed"].str.split("=", expand=True)
     best = table.loc[table.groupby("method")["id"].idxmax()].set_index("method")
     arena = {job.config.method.name: job.config.to_dict() for job in preset_jobs(load_preset("arena"), "runs")}

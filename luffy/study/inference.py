@@ -276,6 +276,13 @@ def outliers(squares: np.ndarray, df: np.ndarray) -> np.ndarray:
         apart[ps.argmin()] = True
 
 
+def within(table: pd.DataFrame, column: str) -> float:
+    """One standard deviation of a column within methods (column "method"); NaN where no method has two runs."""
+    squares = (table[column] - table.groupby("method")[column].transform("mean")) ** 2
+    left = len(table) - table["method"].nunique()
+    return math.sqrt(float(squares.sum()) / left) if left else math.nan
+
+
 def components(table: pd.DataFrame, column: str) -> dict[str, float]:
     """Standard deviations of a column of runs, told apart by a mixed model with the method as a fixed effect and the
     base model as a random one: "base", and "seed" (the rest). table: columns method, base and the column.
@@ -286,12 +293,7 @@ def components(table: pd.DataFrame, column: str) -> dict[str, float]:
 
     data = table[["method", "base", column]].dropna().rename(columns={column: "value"})
     if data["base"].nunique() < 2 or len(data) < data["method"].nunique() + 2:
-        means = data.groupby("method")["value"].transform("mean")
-        left = len(data) - data["method"].nunique()
-        return {
-            "base": math.nan,
-            "seed": math.sqrt(float(((data["value"] - means) ** 2).sum()) / left) if left else math.nan,
-        }
+        return {"base": math.nan, "seed": within(data, "value")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a variance of 0, at the edge of what it can be, is an answer here
         fit = formulas.mixedlm("value ~ C(method)", data, groups=data["base"]).fit(reml=True)

@@ -136,6 +136,7 @@ def test_means_over_blocks_are_those_of_a_regression():
     assert means.covariance[np.ix_(shared, shared)] == pytest.approx(usual[np.ix_(shared, shared)])
     assert means.halves[shared] == pytest.approx((fit.conf_int().loc[names].diff(axis=1)[1] / 2)[shared])
     assert (means.covariance > usual - 1e-12)[~shared][:, ~shared].all()
+    assert all(means.difference(name, name).se == pytest.approx(0, abs=1e-9) for name in means.names)
     one = cell_means(table.assign(model="a"), "id", block="model")
     assert one.values == pytest.approx(table.groupby("method")["id"].mean().to_numpy())
     alone = cell_means(table.drop_duplicates("method"), "id", block="model")  # a run each
